@@ -1,0 +1,123 @@
+"""What is trained: the networks of the kit, how to count their parameters, and their summary table.
+
+Every line of a stack says the side of its output for a 28 x 28 image and its receptive field (RF), in pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from contextlib import redirect_stdout
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SpatialMean(nn.Module):
+    """Global average pooling that learns how much each place counts: (N, C, H, W) -> (N, C).
+
+    The weights of the places are a softmax over `side` x `side` learned numbers, so they are positive and sum to
+    one; they start equal, as the plain mean. For maps of another size the grid of numbers is resized.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(side, side))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        grid = self.weight
+        if maps.shape[-2:] != grid.shape:
+            grid = F.interpolate(grid[None, None], size=maps.shape[-2:], mode="bilinear")[0, 0]
+        places = grid.flatten().softmax(0).to(maps.dtype)
+        return maps.flatten(2) @ places
+
+
+def conv_block(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:
+    """A padded convolution, batch normalisation and ReLU; the bias of the convolution is BatchNorm's."""
+    return [
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def bottleneck(in_channels: int, squeezed: int, out_channels: int) -> list[nn.Module]:
+    """A 1x1 transition down to `squeezed` channels, then a 3x3 block: most of the width at half the weights."""
+    return [nn.Conv2d(in_channels, squeezed, 1, bias=False), *conv_block(squeezed, out_channels, 3)]
+
+
+class Net(nn.Module):
+    """The kit's network: images (N, in_channels, H, W) of 20 to 64 pixels a side -> logits (N, num_classes)."""
+
+    def __init__(self, in_channels: int = 1, num_classes: int = 10, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *conv_block(in_channels, 16, 5, stride=2),  # 28 -> 14, RF 5
+            *bottleneck(16, 8, 18),  # 14, RF 9
+            *bottleneck(18, 8, 18),  # 14, RF 13
+            nn.MaxPool2d(2),  # 14 -> 7, RF 15
+            *bottleneck(18, 9, 20),  # 7, RF 23
+            *bottleneck(20, 9, 20),  # 7, RF 31
+            nn.Dropout(dropout),
+            nn.Conv2d(20, num_classes, 1),  # 7, RF 31
+            SpatialMean(7),  # 7 -> 1, RF 28: all of it
+        )
+        # With few channels the CPU's convolutions are fastest when the channels of a pixel lie side by side.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+class Attempt2(nn.Module):
+    """The network of the earlier attempt, layer by layer: images (N, in_channels, 28, 28) -> (N, num_classes).
+
+    Convolutions have neither bias nor padding, and ReLU comes before BatchNorm.
+    """
+
+    def __init__(self, in_channels: int = 1, num_classes: int = 10, *, dropout: float = 0.0) -> None:
+        super().__init__()
+
+        def block(inputs: int, outputs: int) -> list[nn.Module]:
+            convolution = nn.Conv2d(inputs, outputs, 3, bias=False)
+            return [convolution, nn.ReLU(), nn.BatchNorm2d(outputs), nn.Dropout(dropout)]
+
+        self.layers = nn.Sequential(
+            *block(in_channels, 10),  # 28 -> 26, RF 3
+            *block(10, 10),  # 26 -> 24, RF 5
+            nn.Conv2d(10, 5, 1, bias=False),  # 24, RF 5
+            nn.MaxPool2d(2),  # 24 -> 12, RF 6
+            *block(5, 10),  # 12 -> 10, RF 10
+            *block(10, 10),  # 10 -> 8, RF 14
+            *block(10, 20),  # 8 -> 6, RF 18
+            nn.Conv2d(20, 5, 1, bias=False),  # 6, RF 18
+            *block(5, 20),  # 6 -> 4, RF 22
+            nn.AvgPool2d(4),  # 4 -> 1, RF 28
+            nn.Conv2d(20, num_classes, 1, bias=False),  # 1, RF 28
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).flatten(1)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """The number of parameters of `module`, each shared one counted once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def summary(module: nn.Module, input_size: tuple[int, int, int] = (1, 28, 28)) -> str:
+    """Print torchsummary's table for one image of `input_size` (C, H, W), and return it.
+
+    The table is made on a copy on the CPU, in eval mode: the module, its BatchNorm statistics and the random
+    generators stay as they were.
+    """
+    from torchsummary import summary as torchsummary_table
+
+    twin = copy.deepcopy(module).cpu().eval()
+    printed = io.StringIO()
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), redirect_stdout(printed):
+        torchsummary_table(twin, input_size, device="cpu")
+    print(printed.getvalue(), end="")
+    return printed.getvalue()

@@ -1,0 +1,681 @@
+"""Figures that show what a network sees, what it learns and what it gets wrong.
+
+Every function returns a matplotlib Figure and shows nothing by itself: in a notebook it appears as the
+last expression of a cell, in a script `figure.savefig("name.png")` keeps it. Nothing is registered with
+pyplot, no backend is chosen, no setting of yours is changed. White faces read alike in light and dark themes.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+Indices = Tensor | Sequence[int]
+# The colour-blind safe palette of Okabe and Ito, "Color Universal Design" (2008).
+BLUE, SKY, ORANGE, RED = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
+INK, GREY, PALE = "#222222", "#707070", "#E8E8E8"
+SHADES: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
+SIZED = (
+    "font.size",
+    "axes.titlesize",
+    "axes.labelsize",
+    "legend.fontsize",
+    "xtick.labelsize",
+    "ytick.labelsize",
+)
+COLOURED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+STYLE = dict.fromkeys(SIZED, 10) | dict.fromkeys(COLOURED, INK)
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
+STYLE |= {"grid.color": PALE, "axes.axisbelow": True, "legend.frameon": False, "lines.markersize": 4}
+
+
+# ---- Shared helpers ----
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the kit's style whatever the caller's, and let IPython show the Figure without pyplot."""
+
+    @functools.wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        import matplotlib.style
+
+        with matplotlib.style.context(["default", STYLE]):
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()  # ticks are made at the first draw: make them in this style
+        # IPython shows Figures only once pyplot is imported with the inline backend: do not wait for that.
+        figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
+        return figure
+
+    return styled
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi="figure", facecolor=figure.get_facecolor())
+    return buffer.getvalue()
+
+
+def _panels(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """A Figure of that size in inches, and its axes: one, or `columns` side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), dpi=100, layout="constrained")
+    return figure, figure.subplots(1, columns, **options)
+
+
+def _grid(
+    tiles: Sequence[Any],
+    columns: int,
+    captions: Sequence[str] = (),
+    row_names: Sequence[str] = (),
+    title: str = "",
+    side: float = 0.84,  # inches: three pixels for each of a 28-pixel image
+    **options: Any,
+) -> Figure:
+    """Tiles (H, W[, 3]) row by row, None left blank; captions above the first tiles, names left of rows."""
+    columns = min(columns, len(tiles))
+    rows, captioned = math.ceil(len(tiles) / columns), math.ceil(len(captions) / columns)
+    head = 0.1 + 0.17 * max((caption.count("\n") + 1 for caption in captions), default=0)
+    across = max(side + 0.08, 0.1 + 0.08 * _widest(captions))
+    left, top = 0.1 + 0.09 * _widest(row_names), 0.3 if title else 0.0
+    tall = side * max(tile.shape[0] / tile.shape[1] for tile in tiles if tile is not None)
+    ends = [top + tall * (row + 1) + head * min(row + 1, captioned) + 0.08 * (row + 1) for row in range(rows)]
+    figure, axes = _panels(max(left + columns * across + 0.05, 0.08 * len(title) + 0.2), ends[-1] + 0.1)
+    figure.set_layout_engine("none")
+    axes.set_position((0, 0, 1, 1))  # one axes for all tiles, in inches, y down: quick, and sizes are exact
+    for index, tile in enumerate(tiles):
+        x, end = left + index % columns * across + (across - side) / 2, ends[index // columns]
+        if tile is not None:
+            axes.imshow(tile, extent=(x, x + side, end, end - tall), interpolation="nearest", **options)
+        if index < len(captions):
+            place = x + side / 2, end - tall - 0.07
+            axes.text(*place, captions[index], ha="center", va="baseline", linespacing=1.1)
+    for end, name in zip(ends, row_names, strict=False):
+        axes.text(left - 0.05, end - tall / 2, name, ha="right", va="center")
+    axes.text(0.1, 0.08, title, va="top")
+    width, height = figure.get_size_inches()
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    return figure
+
+
+def _widest(texts: Sequence[str]) -> int:
+    return max((len(line) for text in texts for line in text.split("\n")), default=0)
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, … between the bounds, for a logarithmic axis."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [
+        tick
+        for power in powers
+        for tick in (10.0**power, 2 * 10.0**power, 5 * 10.0**power)
+        if low <= tick <= high
+    ]
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} is a {type(value).__name__}, expected a whole number, such as {name}=8")
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1, such as {name}=8")
+
+
+def _check_float(tensor: Any, name: str, shape: str) -> None:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} is {kind}, expected a Tensor of floats {shape}")
+
+
+def _pixels(images: Tensor) -> Tensor:
+    """Images ready to show: float (N, H, W) or (N, H, W, 3) between 0 and 1, on the CPU."""
+    if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(
+            f"images is {kind}, expected a Tensor of uint8 or floats: convert it, e.g. by torch.tensor"
+        )
+    shown = images.unsqueeze(1) if images.ndim == 3 else images
+    if shown.ndim != 4 or shown.shape[1] not in (1, 3) or not shown.numel():
+        expected = "(N, 1, H, W), (N, 3, H, W) or (N, H, W) and no side 0"
+        raise ValueError(
+            f"images has shape {tuple(images.shape)}, expected {expected}: give one image as image[None]"
+        )
+    shown = shown.detach().cpu().float() / (255 if images.dtype == torch.uint8 else 1)
+    low = shown.nan_to_num(math.inf, math.inf, math.inf).amin((0, 2, 3), keepdim=True)
+    high = shown.nan_to_num(-math.inf, -math.inf, -math.inf).amax((0, 2, 3), keepdim=True)
+    if low.min() < 0 or (high.max() > 1):  # normalised: undo it, channel by channel
+        shown = (shown - low) / (high - low).clamp_min(1e-12)
+    shown = shown.nan_to_num(0.0).clamp(0, 1)
+    return shown[:, 0] if shown.shape[1] == 1 else shown.permute(0, 2, 3, 1)
+
+
+def _indices(values: Indices, name: str, size: int, classes: int | None = None) -> Tensor:
+    """Class indices, checked: int64 (size,) on the CPU."""
+    tensor = torch.as_tensor(values).detach().cpu()
+    if tensor.is_floating_point() or tensor.dtype == torch.bool:
+        raise TypeError(
+            f"{name} is {tensor.dtype}, expected whole class indices: take probabilities.argmax(1)"
+        )
+    if tuple(tensor.shape) != (size,):
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, expected ({size},): one class index an image"
+        )
+    top = math.inf if classes is None else classes - 1
+    if size and (tensor.min() < 0 or tensor.max() > top):
+        raise ValueError(
+            f"{name} runs from {tensor.min()} to {tensor.max()}, expected 0 to {top}: check classes"
+        )
+    return tensor.long()
+
+
+def _confusion(labels: Indices, predictions: Indices, classes: Sequence[str]) -> Tensor:
+    """Counts (K, K): true class down, predicted class across."""
+    size, k = len(labels), len(classes)
+    if not size or not k:
+        raise ValueError(
+            f"labels has {size} entries and classes {k}, expected at least one: pass data.classes"
+        )
+    pairs = _indices(labels, "labels", size, k) * k + _indices(predictions, "predictions", size, k)
+    return torch.bincount(pairs, minlength=k * k).view(k, k)
+
+
+def _trace(
+    model: nn.Module, inputs: Tensor, wanted: dict[str, nn.Module]
+) -> list[tuple[str, nn.Module, Any, Any]]:
+    """(name, module, input size, output) of each call of a wanted module; the model stays as it was."""
+    calls: list[tuple[str, nn.Module, Any, Any]] = []
+
+    def remember(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+        size = tuple(arguments[0].shape[2:]) if arguments and isinstance(arguments[0], Tensor) else ()
+        # A clone, for an in-place ReLU behind the layer would write into its output.
+        kept = output.detach().float().cpu().clone() if isinstance(output, Tensor) else None
+        calls.append((name, module, size, kept))
+
+    modes = [(module, module.training) for module in model.modules()]  # one by one: some may be frozen
+    example = next(model.parameters(), torch.zeros(()))
+    hooks = [
+        module.register_forward_hook(functools.partial(remember, name)) for name, module in wanted.items()
+    ]
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(inputs.to(example.device, example.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return calls
+
+
+# ---- Data ----
+
+
+@_styled
+def plot_images(
+    images: Any,
+    labels: Indices | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    columns: int = 10,
+    count: int = 50,
+) -> Figure:
+    """The first `count` images in a grid, each under its class name.
+
+    images: (N, C, H, W) or (N, H, W), uint8 or float, grey or colour; or an ImageData, which brings its own
+    labels and classes. Float images that leave 0 to 1 (normalised ones) are rescaled to be seen.
+    labels: (N,) class indices. Raises TypeError or ValueError where types, shapes or labels do not fit.
+    """
+    _check_counts(columns=columns, count=count)
+    if hasattr(images, "images") and hasattr(images, "labels"):
+        labels = images.labels if labels is None else labels
+        images, classes = images.images, classes or images.classes
+    tiles = _pixels(images[:count] if isinstance(images, Tensor) else images)
+    captions = []
+    if labels is not None:
+        known = _indices(labels, "labels", len(images), len(classes) if classes else None)[:count].tolist()
+        captions = [classes[label] if classes else str(label) for label in known]
+    return _grid(list(tiles.numpy()), columns, captions, **SHADES)
+
+
+@_styled
+def plot_augmentation(
+    images: Any, augment: Callable[..., Tensor], *, draws: int = 8, seed: int = 0, count: int = 5
+) -> Figure:
+    """The same images across many draws of the augmentation: one image a row, the original first.
+
+    images: (N, C, H, W) or (N, H, W), uint8 or float from 0 to 1, or an ImageData; `count` of them are shown.
+    augment: called as augment(images, generator=generator) on float images from 0 to 1, such as Augment().
+    The same seed gives the same figure; no other random state is moved.
+    """
+    _check_counts(draws=draws, count=count)
+    if not callable(augment):
+        raise TypeError(f"augment is a {type(augment).__name__}, expected a callable, such as Augment()")
+    images = getattr(images, "images", images)
+    original = _pixels(images[:count] if isinstance(images, Tensor) else images)
+    images = images[:count] if images.ndim == 4 else images[:count, None]
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError("images leave 0 to 1 or hold NaN, expected images that are not normalised yet")
+    generator = torch.Generator(images.device).manual_seed(seed)
+    drawn = [_pixels(augment(images.clone(), generator=generator).clamp(0, 1)) for _ in range(draws)]
+    tiles = torch.stack([original, *drawn], 1).flatten(0, 1)
+    captions = ["original", *(f"draw {draw}" for draw in range(1, draws + 1))]
+    return _grid(list(tiles.numpy()), draws + 1, captions, **SHADES)
+
+
+# ---- Training and results ----
+
+
+@_styled
+def plot_history(history: Any, *, target: float | None = None) -> Figure:
+    """Loss, accuracy (percent) and learning rate over the epochs, in three panels.
+
+    history: the History that fit returns, or anything with its lists, one entry an epoch; NaN leaves a gap.
+    target: an accuracy in percent, drawn as a line. The accuracy axis is zoomed to the later epochs and the
+    target, the loss axis is logarithmic where the losses span more than a factor of four.
+    """
+    names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "learning_rate")
+    if missing := [name for name in names if not hasattr(history, name)]:
+        raise TypeError(f"history has no {', '.join(missing)}: pass the History that fit returns")
+    lists = {name: [float(value) for value in getattr(history, name)] for name in names}
+    epochs, lengths = len(lists["test_loss"]), {name: len(values) for name, values in lists.items()}
+    if not epochs or set(lengths.values()) != {epochs}:
+        raise ValueError(
+            f"history has lists of {lengths} entries, expected the same and at least 1: train first"
+        )
+    if target is not None and not 0 <= target <= 100:
+        raise ValueError(f"target is {target}, expected a percentage from 0 to 100, such as 99.4")
+    figure, (loss, accuracy, rate) = _panels(10, 3.4, 3)
+    steps = range(1, epochs + 1)
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        axes.plot(steps, lists[f"train_{name}"], "o--", color=ORANGE, label="train", markerfacecolor="white")
+        axes.plot(steps, lists[f"test_{name}"], "o-", color=BLUE, label="test")
+    rate.plot(steps, lists["learning_rate"], "o-", color=INK)
+    goal = [] if target is None else [target]
+    for height in goal:
+        accuracy.axhline(height, color=RED, linestyle=":", label=f"target, {height:g} %")
+
+    losses = [value for value in lists["train_loss"] + lists["test_loss"] if math.isfinite(value)]
+    if losses and 0 < 4 * min(losses) < max(losses):
+        loss.set_yscale("log")
+        loss.minorticks_off()
+        loss.set_yticks(_round_ticks(min(losses) / 1.5, max(losses) * 1.5))
+        loss.yaxis.set_major_formatter("{x:g}")
+    tests = [value for value in lists["test_accuracy"] if math.isfinite(value)]
+    late = [*lists["test_accuracy"][epochs // 4 :], lists["train_accuracy"][-1], *goal]
+    if late := [value for value in late if math.isfinite(value)]:
+        high = max(value for value in (*late, *tests, *lists["train_accuracy"]) if math.isfinite(value))
+        margin = max(0.1 * (high - min(late)), 0.05)
+        accuracy.set_ylim(min(late) - margin, min(high + margin, 100 + margin / 5))
+    loss.set(ylabel="loss (mean per image)", title=f"test loss: last {lists['test_loss'][-1]:.4f}")
+    best = f"last {lists['test_accuracy'][-1]:.2f} %, best {max(tests, default=math.nan):.2f} %"
+    accuracy.set(ylabel="accuracy (%)", title=f"test accuracy: {best}")
+    rate.set(ylabel="learning rate", title=f"learning rate: highest {max(lists['learning_rate']):.2g}")
+    for axes in (loss, accuracy, rate):
+        axes.set(xlabel="epoch", xlim=(0.5, epochs + 0.5), xticks=range(1, epochs + 1, math.ceil(epochs / 8)))
+        axes.grid(True)
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@_styled
+def plot_confusion(labels: Indices, predictions: Indices, classes: Sequence[str]) -> Figure:
+    """The confusion matrix in counts, with the share of each class that is right beside its row.
+
+    labels, predictions: (N,) class indices; classes: their K names. The diagonal is muted and empty cells
+    stay blank, so that the mistakes stand out.
+    """
+    counts = _confusion(labels, predictions, classes)
+    k, total, right, long = len(classes), int(counts.sum()), int(counts.trace()), _widest(classes)
+    mistakes = counts.float().fill_diagonal_(math.nan)
+    figure, axes = _panels(2.6 + 0.46 * k + 0.07 * long, 1.4 + 0.38 * k + 0.05 * long)
+    worst = max(float(mistakes.nan_to_num().max()), 1.0)
+    axes.imshow(mistakes.numpy(), cmap="Oranges", vmin=0, vmax=1.6 * worst, aspect="auto")
+    axes.set_facecolor(PALE)  # shines through the NaN of the diagonal
+    for row, line in enumerate(counts.tolist()):
+        for column, count in enumerate(line):
+            if row == column:
+                axes.text(column, row, f"{count}", ha="center", va="center", color=GREY)
+            elif count:
+                axes.text(column, row, f"{count}", ha="center", va="center", weight="bold")
+        share = f"{100 * line[row] / sum(line):.2f} % right" if sum(line) else "no images"
+        axes.annotate(share, (1.02, row), xycoords=("axes fraction", "data"), va="center")
+    axes.set_xticks(range(k), classes, rotation=45 if long > 3 else 0, ha="right" if long > 3 else "center")
+    axes.set_yticks(range(k), classes)
+    axes.set_xticks([edge - 0.5 for edge in range(1, k)], minor=True)
+    axes.set_yticks([edge - 0.5 for edge in range(1, k)], minor=True)
+    axes.grid(which="minor", color="white")
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="predicted class (images)", ylabel="true class")
+    axes.set_title(f"{100 * right / total:.2f} % right, {total - right:,} of {total:,} wrong")
+    return figure
+
+
+@_styled
+def plot_mistakes(
+    images: Tensor, labels: Indices, probabilities: Tensor, classes: Sequence[str], *, count: int = 20
+) -> Figure:
+    """The worst mistakes: wrong predictions, the most confident first, with true class and probability.
+
+    images: (N, C, H, W) or (N, H, W); labels: (N,); probabilities: (N, K) from 0 to 1, as predict returns
+    them; classes: K names. Where nothing is wrong, the figure says so.
+    """
+    _check_counts(count=count)
+    _check_float(probabilities, "probabilities", "(N, K), as predict(model, images) returns them")
+    size, k = len(images), len(classes)
+    if not size or tuple(probabilities.shape) != (size, k):
+        expected = f"({size}, {k}), a row an image and a column a class"
+        raise ValueError(
+            f"probabilities has shape {tuple(probabilities.shape)}, expected {expected}, not empty"
+        )
+    if not ((probabilities >= 0) & (probabilities <= 1.0001)).all():  # False for NaN too
+        raise ValueError("probabilities leaves 0 to 1 or holds NaN: pass logits.softmax(1), not the logits")
+    truth = _indices(labels, "labels", size, k)
+    confidence, predicted = probabilities.detach().cpu().float().max(1)
+    wrong = (predicted != truth).nonzero()[:, 0]
+    if not len(wrong):
+        figure, axes = _panels(5, 0.8)
+        axes.axis("off")
+        axes.text(0.5, 0.5, f"No mistakes: all {size:,} images are right.", ha="center", va="center")
+        return figure
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:count]]
+    rows = zip(truth[worst].tolist(), predicted[worst].tolist(), confidence[worst].tolist(), strict=True)
+    captions = [f"true {classes[t]}\npredicted {classes[p]}\n{100 * c:.1f} %" for t, p, c in rows]
+    most = max(1, int(9.4 / (0.1 + 0.08 * _widest(captions))))  # columns in a notebook's width
+    columns = math.ceil(len(worst) / math.ceil(len(worst) / most))
+    title = f"wrong: {len(wrong):,} of {size:,} images, the most confident first"
+    return _grid(
+        list(_pixels(images[worst.to(images.device)]).numpy()), columns, captions, title=title, **SHADES
+    )
+
+
+@_styled
+def plot_class_accuracy(labels: Indices, predictions: Indices, classes: Sequence[str]) -> Figure:
+    """Accuracy of each class in percent on a zoomed axis, with 95 % intervals.
+
+    labels, predictions: (N,) class indices; classes: their K names. The intervals, how far chance alone may
+    move a class, are Wilson's, "Probable inference, the law of succession, and statistical inference" (1927).
+    """
+    counts = _confusion(labels, predictions, classes)
+    figure, axes = _panels(7, 1.2 + 0.28 * len(classes))
+    low = 100.0
+    for row, (right, of) in enumerate(zip(counts.diag().tolist(), counts.sum(1).tolist(), strict=True)):
+        note = "no images"
+        if of:
+            share, z2 = right / of, 1.96**2
+            centre = (share + z2 / (2 * of)) / (1 + z2 / of)
+            half = math.sqrt(z2 * share * (1 - share) / of + z2**2 / (4 * of**2)) / (1 + z2 / of)
+            axes.plot([100 * (centre - half), 100 * (centre + half)], [row, row], color=SKY, linewidth=4)
+            axes.plot([100 * share], [row], "o", color=BLUE, markersize=6)
+            low = min(low, 100 * (centre - half))
+            note = f"{100 * share:.2f} %   {of - right:,} of {of:,} wrong"
+        axes.annotate(note, (1.02, row), xycoords=("axes fraction", "data"), va="center")
+    overall = 100 * int(counts.trace()) / int(counts.sum())
+    axes.axvline(overall, color=RED, linestyle=":")
+    axes.set(
+        xlabel="accuracy (%), bar: 95 % interval",
+        ylabel="class",
+        title=f"dotted: all classes, {overall:.2f} %",
+    )
+    axes.set(xlim=(low - 0.05 * (100 - low), 100 + 0.03 * (100 - low)), ylim=(len(classes) - 0.5, -0.5))
+    axes.set_yticks(range(len(classes)), classes)
+    axes.grid(True, axis="x")
+    return figure
+
+
+# ---- Inside the network ----
+
+
+@_styled
+def plot_filters(conv_weight: Tensor) -> Figure:
+    """The filters of a convolution, on one colour scale with white at 0.
+
+    conv_weight: (out, in, height, width), such as layer.weight. With one input channel the filters fill a
+    grid; with more, each row is a filter and each column an input channel.
+    """
+    _check_float(conv_weight, "conv_weight", "(out, in, height, width), such as layer.weight")
+    if conv_weight.ndim != 4 or not conv_weight.numel():
+        raise ValueError(
+            f"conv_weight has shape {tuple(conv_weight.shape)}, expected (out, in, height, width)"
+        )
+    weight = conv_weight.detach().cpu().float()
+    limit = float(weight.nan_to_num(0.0, 0.0, 0.0).abs().max()) or 1.0
+    colours: dict[str, Any] = {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
+    colours["title"] = f"weights: brown {-limit:.2g}, white 0, violet {limit:.2g}"
+    tiles, numbers = list(weight.flatten(0, 1).numpy()), [f"{number}" for number in range(1, len(weight) + 1)]
+    if weight.shape[1] == 1:
+        return _grid(tiles, 8, numbers, **colours)
+    return _grid(tiles, weight.shape[1], row_names=numbers, side=0.5, **colours)
+
+
+@_styled
+def plot_feature_maps(
+    model: nn.Module, image: Tensor, *, layers: Sequence[str] | None = None, channels: int = 20
+) -> Figure:
+    """What each layer makes of one image: a row a layer, in the order in which they run.
+
+    image: (C, H, W) or (1, C, H, W) float, normalised as in training; moved to the model's device.
+    layers: names from model.named_modules(), None for every Conv2d; they must put out (1, C, H, W).
+    At most `channels` maps a row; bright is high, on one scale a row. The model is run once in eval mode
+    without gradients and left as it was.
+    """
+    _check_counts(channels=channels)
+    _check_float(image, "image", "(C, H, W), normalised as in training")
+    image = image.unsqueeze(0) if image.ndim == 3 else image
+    if image.ndim != 4 or len(image) != 1:
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}, expected one image (C, H, W): index the batch"
+        )
+    modules = dict(model.named_modules())
+    names = (
+        [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
+        if layers is None
+        else layers
+    )
+    if not names or not set(names) <= set(modules):
+        unknown = ", ".join(sorted(set(names) - set(modules))) or "no convolution"
+        raise ValueError(f"layers: {unknown}, expected names from model.named_modules()")
+    rows: list[tuple[str, Tensor]] = [("input", image.detach().float().cpu())]
+    for name, _, _, output in _trace(model, image, {name: modules[name] for name in names}):
+        if output is None or output.ndim != 4:
+            raise ValueError(
+                f"layers: {name} does not put out (1, C, H, W), expected convolutions or poolings"
+            )
+        rows.append((name, output))
+    across = min(channels, max(output.shape[1] for _, output in rows))
+    tiles: list[Any] = []
+    row_names = []
+    for name, output in rows:
+        maps = output[0, :across].nan_to_num(0.0, 0.0, 0.0)
+        maps = (maps - maps.min()) / (maps.max() - maps.min()).clamp_min(1e-12)
+        tiles += [*maps.numpy(), *[None] * (across - len(maps))]
+        depth, height, width = output.shape[1:]
+        shown = f"{across} of {depth}" if depth > across else depth
+        row_names.append(f"{name}\n{shown} × {height} × {width}")
+    return _grid(tiles, across, row_names=row_names, side=0.42, cmap="viridis", vmin=0, vmax=1)
+
+
+def _layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]:
+    """One entry a convolution, pooling or linear layer, as they run: name, parameters, others, field.
+
+    `others` are the parameters of what follows the layer, such as BatchNorm. The receptive field grows by
+    (kernel - 1) · dilation · jump, and the jump by the stride (Araujo, Norris and Sim, "Computing receptive
+    fields of convolutional neural networks", 2019): exact where layers run one behind the other.
+    """
+    adaptive = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+    kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear, *adaptive)
+    modules = dict(model.named_modules())
+    wanted = {n: m for n, m in modules.items() if isinstance(m, kinds) or [*m.parameters(recurse=False)]}
+    rows: list[dict[str, Any]] = []
+    seen: set[nn.Parameter] = set()
+    field, jump, last = [1, 1], [1, 1], list(input_size[1:])
+    for _, module, size, output in _trace(model, torch.zeros(1, *input_size), wanted):
+        fresh = set(module.parameters(recurse=False)) - seen  # a shared weight counts once
+        seen |= fresh
+        parameters = sum(weight.numel() for weight in fresh)
+        if rows and not isinstance(module, kinds):
+            rows[-1]["others"] += parameters
+            continue
+        for axis in (0, 1):
+            before, after = (size[axis], output.shape[2 + axis]) if output.ndim == 4 else (1, 1)
+            if before == 1 < last[axis]:  # a mean or a flatten on the way has seen every place
+                field[axis] += (last[axis] - 1) * jump[axis]
+            kernel, stride, dilation = (
+                value if isinstance(value, int) else value[axis]
+                for value in (getattr(module, key, 1) for key in ("kernel_size", "stride", "dilation"))
+            )
+            if isinstance(module, adaptive):
+                stride = before // after
+                kernel = before - (after - 1) * stride
+            field[axis] += (kernel - 1) * dilation * jump[axis]
+            jump[axis], last[axis] = jump[axis] * stride, after
+        name = type(module).__name__.removesuffix("2d").lower()
+        if kernel := getattr(module, "kernel_size", None):
+            name += " " + "×".join(map(str, kernel if isinstance(kernel, tuple) else (kernel, kernel)))
+        name += " → " + " × ".join(map(str, output.shape[1:]))
+        rows.append({"name": name, "parameters": parameters, "others": 0, "field": max(field)})
+    if not rows:
+        raise ValueError("model has neither parameters nor poolings, expected a network with layers")
+    return rows
+
+
+@_styled
+def plot_parameters(model: nn.Module, input_size: Sequence[int] = (1, 28, 28)) -> Figure:
+    """Parameters and receptive field (pixels of the input) of each layer, in the order in which they run.
+
+    input_size: (C, H, W). What follows a layer (BatchNorm and the like) is counted with it. The receptive
+    field holds for convolutions, poolings and linear layers one behind the other. The model is run once in
+    eval mode without gradients and left as it was.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, expected an nn.Module, such as Net()")
+    if len(input_size) != 3 or min(input_size) < 1:
+        raise ValueError(
+            f"input_size is {tuple(input_size)}, expected (channels, height, width), such as (1, 28, 28)"
+        )
+    rows = _layers(model, input_size)
+    places, own, others = (
+        range(len(rows)),
+        [row["parameters"] for row in rows],
+        [row["others"] for row in rows],
+    )
+    figure, (bars, fields) = _panels(9, 1.3 + 0.26 * len(rows), 2, sharey=True, width_ratios=(3, 2))
+    bars.barh(places, own, color=BLUE, label="the layer")
+    bars.barh(places, others, left=own, color=SKY, label="BatchNorm and others behind it")
+    fields.plot([row["field"] for row in rows], places, "o-", color=ORANGE)
+    for place, row in enumerate(rows):
+        parameters, beside = (
+            row["parameters"] + row["others"],
+            {"textcoords": "offset points", "va": "center"},
+        )
+        bars.annotate(f"{parameters:,}", (parameters, place), (6, 0), **beside)
+        fields.annotate(f"{row['field']}", (row["field"], place), (6, 0), **beside)
+    side, most = max(input_size[1:]), max(map(sum, zip(own, others, strict=True)))
+    fields.axvline(side, color=GREY, linestyle=":", label=f"image side, {side}")
+    bars.set(xlabel="parameters", title=f"{sum(own) + sum(others):,} parameters", xlim=(0, 1.15 * most + 1))
+    fields.set(xlabel="receptive field (pixels)", title="receptive field")
+    fields.set_xlim(0, 1.15 * max(side, *(row["field"] for row in rows)))
+    bars.set_yticks(places, [row["name"] for row in rows])
+    bars.set_ylim(len(rows) - 0.4, -0.6)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+# ---- The field ----
+
+
+@_styled
+def plot_field(entries: Sequence[dict[str, Any]], *, limit: int = 8000, target: float = 99.4) -> Figure:
+    """Parameters against accuracy: these networks with their spread, among published results.
+
+    entries: dicts of name, parameters, accuracy (percent, the mean), spread (standard deviation or None)
+    and kind, "ours" or "published". limit (parameters) and target (percent) are drawn as lines.
+    """
+    if not entries:
+        raise ValueError("entries is empty, expected dicts of name, parameters, accuracy, spread and kind")
+    for entry in entries:
+        if missing := {"name", "parameters", "accuracy", "kind"} - set(entry):
+            raise ValueError(f"entries: {entry} lacks {', '.join(sorted(missing))}: add it")
+        if entry["kind"] not in ("ours", "published"):
+            raise ValueError(
+                f"entries: {entry['name']} has kind {entry['kind']!r}, expected 'ours' or 'published'"
+            )
+        if not (entry["parameters"] > 0 and 0 <= entry["accuracy"] <= 100):
+            raise ValueError(
+                f"entries: {entry} expected parameters above 0 and accuracy from 0 to 100 percent"
+            )
+    figure, axes = _panels(9, 5)
+    for kind, label, style in (
+        ("ours", "this kit, mean ± standard deviation over seeds", {"color": BLUE, "capsize": 3}),
+        ("published", "published, single run", {"color": RED, "markerfacecolor": "white"}),
+    ):
+        if chosen := [entry for entry in entries if entry["kind"] == kind]:
+            x, y = [entry["parameters"] for entry in chosen], [entry["accuracy"] for entry in chosen]
+            spread = [entry.get("spread") or 0 for entry in chosen] if kind == "ours" else None
+            axes.errorbar(x, y, spread, fmt="o", markersize=7, label=label, **style)
+    sizes = [limit, *(entry["parameters"] for entry in entries)]
+    axes.set_xlim(0, 1.15 * max(sizes))
+    if max(sizes) > 10 * min(sizes):
+        axes.set(xscale="log", xlim=(min(sizes) / 1.6, max(sizes) * 1.6))
+        axes.minorticks_off()
+        axes.set_xticks(_round_ticks(min(sizes) / 1.6, max(sizes) * 1.6))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(y=0.12)
+    axes.axvline(limit, color=GREY, linestyle="--", label=f"limit, {limit:,} parameters")
+    axes.axhline(target, color=GREY, linestyle=":", label=f"target, {target:g} %")
+    axes.set(xlabel="parameters", ylabel="test accuracy (%)")
+    axes.grid(True)
+    figure.legend(loc="outside upper center", ncols=2)
+    figure.draw_without_rendering()  # settles the layout, so that names can be measured where they will stand
+    figure.set_layout_engine("none")
+    _place_names(axes, entries)
+    return figure
+
+
+def _place_names(axes: Any, entries: Sequence[dict[str, Any]]) -> None:
+    """Each name near its point, at the offset where it covers the fewest names, points and edges."""
+    from matplotlib.transforms import Bbox
+
+    frame, pixels = axes.get_window_extent(), axes.figure.dpi / 72
+    points = [(entry["parameters"], entry["accuracy"]) for entry in entries]
+    tops = [(x, y + (entry.get("spread") or 0)) for (x, y), entry in zip(points, entries, strict=True)]
+    centres, tops = axes.transData.transform(points).tolist(), axes.transData.transform(tops).tolist()
+    taken = [
+        Bbox.from_extents(x - 7, 2 * y - top - 7, x + 7, top + 7)
+        for (x, y), (_, top) in zip(centres, tops, strict=True)
+    ]
+    sides = ((9, 0), (-9, 0), (0, 14), (0, -14), (9, 14), (9, -14), (-9, 14), (-9, -14))
+    look: dict[str, Any] = {
+        "bbox": {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    }
+    look |= {"arrowprops": {"arrowstyle": "-", "color": GREY, "shrinkB": 4}, "textcoords": "offset points"}
+    for entry, point, (x, y) in zip(entries, points, centres, strict=True):
+        text = axes.annotate(entry["name"], point, (0, 0), va="center", **look)
+        width, height = text.get_window_extent().size
+        places = []
+        for order, (far, (dx, dy)) in enumerate((far, side) for far in (1, 2, 3, 4) for side in sides):
+            left = x + pixels * dx * far - (0 if dx > 0 else width if dx else width / 2)
+            box = Bbox.from_bounds(left, y + pixels * dy * far - height / 2, width, height)
+            outside = not (
+                frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+            )
+            places.append(
+                (9 * outside + sum(box.overlaps(other) for other in taken), order, far, dx, dy, box)
+            )
+        _, _, far, dx, dy, box = min(places)
+        taken.append(box)
+        text.set(position=(dx * far, dy * far), ha="left" if dx > 0 else "right" if dx else "center")
+        text.arrow_patch.set_visible(far > 1)

@@ -1,0 +1,111 @@
+"""The networks: budget, shapes, gradients and their summary tables."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import model
+
+GOLDEN = Path(__file__).parent / "golden"
+NETWORKS = [model.Net, model.Nano, model.Attempt2]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_fewer_than_8000_parameters(network):
+    assert model.count_parameters(network()) < 8000
+
+
+def test_exact_parameter_counts():
+    assert model.count_parameters(model.Attempt2()) == 5550
+    assert {network.__name__: model.count_parameters(network()) for network in NETWORKS} == {
+        network.__name__: int(
+            (GOLDEN / f"{network.__name__}.txt").read_text().split("Total params: ")[1].split()[0].replace(",", "")
+        )
+        for network in NETWORKS
+    }
+
+
+def test_count_parameters_counts_a_shared_weight_once():
+    first, second = nn.Linear(3, 4, bias=False), nn.Linear(3, 4, bias=False)
+    second.weight = first.weight
+    assert model.count_parameters(nn.Sequential(first, second)) == 12
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_summary_equals_the_stored_table(network, capsys):
+    table = model.summary(network())
+    assert capsys.readouterr().out == table
+    assert table == (GOLDEN / f"{network.__name__}.txt").read_text()
+
+
+def test_attempt2_has_29_rows():
+    rows = [line for line in (GOLDEN / "Attempt2.txt").read_text().splitlines() if "[-1" in line]
+    assert len(rows) == 29
+
+
+def test_summary_changes_neither_the_network_nor_the_random_generator():
+    net = model.Net().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    model.summary(net)
+    assert net.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("network", [model.Net, model.Nano])
+@pytest.mark.parametrize("side", [20, 21, 28, 32, 45, 64])
+def test_any_side_from_20_to_64(network, side):
+    assert network()(torch.rand(2, 1, side, side)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_channels_classes_and_a_batch_of_one(network):
+    assert network(in_channels=3, num_classes=5).eval()(torch.rand(1, 3, 28, 28)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(network):
+    torch.manual_seed(0)
+    net = network()
+    F.cross_entropy(net(torch.randn(32, 1, 28, 28)), torch.randint(10, (32,))).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_an_untrained_network_knows_nothing(network):
+    torch.manual_seed(0)
+    net = network().eval()
+    loss = F.cross_entropy(net(torch.randn(256, 1, 28, 28)), torch.randint(10, (256,)))
+    assert abs(loss.item() - math.log(10)) < 0.05
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_house_style_batchnorm_dropout_and_1x1_transitions(network):
+    kinds = [type(module) for module in network(dropout=0.1).modules()]
+    assert nn.BatchNorm2d in kinds and nn.Dropout in kinds
+    convolutions = [module for module in network().modules() if isinstance(module, nn.Conv2d)]
+    assert any(convolution.kernel_size == (1, 1) for convolution in convolutions)
+
+
+def test_spatial_mean_starts_as_the_plain_mean_and_weighs_places_after():
+    pool, maps = model.SpatialMean(4), torch.rand(2, 3, 4, 4)
+    assert torch.allclose(pool(maps), maps.mean((2, 3)))
+    with torch.no_grad():
+        pool.weight[1, 2] = 50.0  # nearly all the weight on one place
+    assert torch.allclose(pool(maps), maps[:, :, 1, 2], atol=1e-5)
+
+
+def test_spatial_mean_of_a_constant_map_is_that_constant_at_any_size():
+    pool = model.SpatialMean(7)
+    nn.init.normal_(pool.weight)
+    for side in (5, 7, 16):
+        assert torch.allclose(pool(torch.full((1, 2, side, side), 3.0)), torch.full((1, 2), 3.0))

@@ -1,0 +1,760 @@
+"""How it is trained, in the order in which data flows: Setup, Data and augmentation, Training, Checkpoints, Plotting.
+
+Names used all through: images (N, C, H, W), labels (N,), logits (N, K), batches, epochs, history. Accuracies are
+percentages. Nothing here knows a network, a data set, an optimizer or a number of classes by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import io
+import math
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from tqdm.auto import tqdm
+
+from data import ImageData, as_tensors, load_mnist, read_idx, split, write_atomically
+from digits import prepare_digit
+from plots import (
+    plot_augmentation,
+    plot_class_accuracy,
+    plot_confusion,
+    plot_feature_maps,
+    plot_field,
+    plot_filters,
+    plot_history,
+    plot_images,
+    plot_mistakes,
+    plot_parameters,
+)
+
+__all__ = [
+    "Augment",
+    "Batches",
+    "History",
+    "ImageData",
+    "Metrics",
+    "Muon",
+    "NonFiniteLoss",
+    "as_tensors",
+    "evaluate",
+    "fit",
+    "get_device",
+    "load_checkpoint",
+    "load_mnist",
+    "plot_augmentation",
+    "plot_class_accuracy",
+    "plot_confusion",
+    "plot_feature_maps",
+    "plot_field",
+    "plot_filters",
+    "plot_history",
+    "plot_images",
+    "plot_mistakes",
+    "plot_parameters",
+    "predict",
+    "prepare_digit",
+    "read_idx",
+    "recipe",
+    "save_checkpoint",
+    "seed_everything",
+    "split",
+    "start_distributed",
+    "train_epoch",
+]
+
+# ------------------------------------------------------------------------------------------------------- Setup
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of torch (every device), Python and NumPy with `seed`, a whole number below 2**32."""
+    import numpy
+
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed!r}; give a whole number from 0 to 2**32 - 1")
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def get_device(prefer: str | None = None) -> torch.device:
+    """The device to train on: `prefer` if given ("cpu", "cuda", "cuda:1", "mps"), else cuda, then mps, then cpu.
+
+    Under torchrun each process gets the GPU of its local rank. Raises ValueError where `prefer` is not to be had.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    usable = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    name = prefer or next(kind for kind, there in usable.items() if there)
+    kind = name.partition(":")[0]
+    if not usable.get(kind, False):
+        there = ", ".join(kind for kind, yes in usable.items() if yes)
+        raise ValueError(f"prefer is {prefer!r}, which this machine does not offer; it has: {there}")
+    return torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+
+
+def start_distributed() -> None:
+    """Join the other processes that torchrun started (nccl with CUDA, else gloo); without torchrun do nothing."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _rank_and_world() -> tuple[int, int]:
+    """This process's number and how many train together: (0, 1) unless `start_distributed` joined some."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+
+
+# --------------------------------------------------------------------------------------- Data and augmentation
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes of a batch of images, one draw PER IMAGE, on the batch's own device.
+
+    rotation: up to so many degrees either way. translation: up to this fraction of the side, each way.
+    scale: up to this fraction smaller or larger. shear: up to so many degrees either way. elastic: standard
+    deviation of a smooth random displacement, in pixels (Simard et al., 2003, on a 5 x 5 grid of draws).
+    erasing: probability that a rectangle of 2 to 20 % of the area is blanked (Zhong et al., 2017).
+    What moves in from outside is zero, the background of images that are bright on black.
+    """
+
+    rotation: float = 10.0
+    translation: float = 0.07
+    scale: float = 0.1
+    shear: float = 5.0
+    elastic: float = 0.0
+    erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        limits = {"rotation": 180, "translation": 1, "scale": 0.9, "shear": 80, "elastic": 10, "erasing": 1}
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if not 0 <= value <= limit:
+                raise ValueError(f"{name} is {value!r}; expected a number from 0 to {limit}")
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Changed copies of `images` (N, C, H, W), floats from 0 to 1; `generator` must live on their device."""
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected floats (N, C, H, W)")
+        draws = torch.rand(len(images), 9, 1, 1, generator=generator, device=images.device)
+        images = F.grid_sample(images, self._grid(images, draws[:, :5], generator), align_corners=False)
+        return self._erased(images, draws[:, 5:]) if self.erasing else images
+
+    def _grid(self, images: Tensor, draws: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Where each pixel of the result comes from: (N, H, W, 2), x and y from -1 to 1."""
+        height, width = images.shape[-2:]
+        y = torch.arange(height, device=images.device).sub((height - 1) / 2)[:, None]
+        x = torch.arange(width, device=images.device).sub((width - 1) / 2)
+        limits = [
+            math.radians(self.rotation),
+            math.radians(self.shear),
+            self.scale,
+            self.translation,
+            self.translation,
+        ]
+        spread = draws.new_tensor(limits)[:, None, None]
+        angle, shear, scale, right, down = ((2 * draws - 1) * spread).unbind(1)
+        cos, sin, zoom, slope = angle.cos(), angle.sin(), 1 / (1 + scale), shear.tan()
+        from_x = zoom * (cos * x + (slope * cos - sin) * y) + right * width
+        from_y = zoom * (sin * x + (slope * sin + cos) * y) + down * height
+        if self.elastic:
+            coarse = torch.randn(len(images), 2, 5, 5, generator=generator, device=images.device) * self.elastic
+            smooth = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)
+            from_x, from_y = from_x + smooth[:, 0], from_y + smooth[:, 1]
+        return torch.stack([from_x * (2 / width), from_y * (2 / height)], dim=-1)
+
+    def _erased(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Blank one rectangle in each image, with probability `erasing`."""
+        height, width = images.shape[-2:]
+        chance, size, place_x, place_y = draws.unbind(1)
+        area, shape = (
+            0.02 + 0.18 * size,
+            3.0 ** (2 * chance / self.erasing - 1),
+        )  # height / width from 1/3 to 3
+        tall, wide = (area * shape).sqrt() * height, (area / shape).sqrt() * width
+        y = torch.arange(height, device=images.device)[:, None] - place_y * (height - tall)
+        x = torch.arange(width, device=images.device) - place_x * (width - wide)
+        blank = (y >= 0) & (y < tall) & (x >= 0) & (x < wide) & (chance < self.erasing)
+        return images.masked_fill(blank[:, None], 0.0)
+
+
+class Batches:
+    """Batches of (images, labels) from `data`, which lives on `device` whole: any number of passes over it.
+
+    Images come as floats (N, C, H, W), augmented if `augment` is given, then normalised with the statistics
+    that `data` carries; labels as int64 (N,). `shuffle` draws a new order for every pass, from `generator`, a
+    stream of its own that `seed` starts. Without either the batches are in order and the same in every pass.
+    Under `start_distributed` each process gets its share of every batch.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        batch_size: int = 128,
+        *,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        shuffle: bool = False,
+        device: torch.device | str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if not isinstance(data, ImageData):
+            raise TypeError(f"data is {type(data).__name__}; expected ImageData: as_tensors(dataset) makes it")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
+        self.data, self.batch_size, self.augment, self.shuffle = data, batch_size, augment, shuffle
+        self.device = get_device() if device is None else torch.device(device)
+        if seed is None:  # drawn only where it is used: batches in order leave the global generator alone
+            seed = int(torch.randint(2**31, ())) if shuffle or augment is not None else 0
+        self.seed = seed
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self._images, self._labels = data.images.to(self.device), data.labels.to(self.device)
+        self._scale = 1 / 255 if data.images.dtype == torch.uint8 else 1.0
+        self._mean = torch.tensor(data.mean, device=self.device).view(1, -1, 1, 1)
+        self._std = torch.tensor(data.std, device=self.device).view(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.data) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        rank, world = _rank_and_world()
+        order, draws = self._draw_order(rank)
+        for chosen in order.to(self.device).split(self.batch_size):
+            mine = chosen[rank::world]
+            if len(chosen) < world:  # too few for every process: all of them leave this last batch out
+                return
+            images = self._images[mine].float().mul_(self._scale)
+            if self.augment is not None:
+                images = self.augment(images, draws)
+            yield images.sub_(self._mean).div_(self._std), self._labels[mine]
+
+    def _draw_order(self, rank: int) -> tuple[Tensor, torch.Generator]:
+        """This pass's order, the same in every process, and a generator for augmentation, each process its own."""
+        draws = torch.Generator(self.device)
+        if not self.shuffle and self.augment is None:
+            return torch.arange(len(self.data)), draws
+        order = torch.randperm(len(self.data), generator=self.generator)
+        draws.manual_seed(int(torch.randint(2**62, (), generator=self.generator)) + rank)
+        return order if self.shuffle else torch.arange(len(self.data)), draws
+
+
+# ---------------------------------------------------------------------------------------------------- Training
+
+Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> the mean loss of the batch
+
+
+class Metrics(NamedTuple):
+    """The mean loss per image, and the accuracy in percent."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclasses.dataclass
+class History:
+    """What `fit` measured: lists of plain numbers, one entry per finished epoch; `len` counts the epochs.
+
+    Accuracies are percentages; learning_rate is that of the epoch's first batch; seconds cover training and test.
+    """
+
+    train_loss: list[float] = dataclasses.field(default_factory=list)
+    train_accuracy: list[float] = dataclasses.field(default_factory=list)
+    test_loss: list[float] = dataclasses.field(default_factory=list)
+    test_accuracy: list[float] = dataclasses.field(default_factory=list)
+    learning_rate: list[float] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def append(self, train: Metrics, test: Metrics, learning_rate: float, seconds: float) -> None:
+        """Add the measurements of one epoch."""
+        entry = (*train, *test, learning_rate, seconds)
+        for field, value in zip(dataclasses.fields(self), entry, strict=True):
+            getattr(self, field.name).append(value)
+
+
+class NonFiniteLoss(ValueError):
+    """The loss became NaN or infinite; `history`, if `fit` raised it, holds the epochs finished before."""
+
+    history: History | None = None
+
+
+class _Tally:
+    """Sums over an epoch, kept on the device; `metrics` reads them, once, summed over all processes."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.hits: list[Tensor] = []
+        self.count = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        self.losses.append(loss.detach() * len(labels))
+        self.hits.append((logits.argmax(1) == labels).sum())
+        self.count += len(labels)
+
+    def metrics(self) -> Metrics:
+        if not self.count:
+            raise ValueError("batches held no images; expected at least one batch")
+        device = self.losses[0].device
+        sums = torch.stack([torch.stack(self.losses).sum(), torch.stack(self.hits).sum()]).cpu().double()
+        sums = torch.cat([sums, torch.tensor([self.count], dtype=torch.float64)])
+        if _rank_and_world()[1] > 1:
+            sums = sums.to(device)
+            torch.distributed.all_reduce(sums)
+        loss, hits, count = sums.tolist()
+        return Metrics(loss / count, 100 * hits / count)
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: Optimizer,
+    *,
+    criterion: Criterion = F.cross_entropy,
+    scheduler: LRScheduler | None = None,
+    precision: torch.dtype = torch.float32,
+    progress: str | None = None,
+) -> Metrics:
+    """Train `model` for one pass over `batches`; the metrics are those seen on the way, augmentation included.
+
+    `model` returns logits (N, K) for inputs (N, ...); labels are (N,). `scheduler` is stepped after every batch.
+    `precision` is the type of autocast: torch.bfloat16 is faster where the hardware has it. `progress` names a
+    progress bar. Raises NonFiniteLoss, before the step is taken on the CPU, within 50 batches elsewhere.
+    """
+    model.train()
+    device, tally = _device_of(model), _Tally()
+    # Reading a number makes a GPU wait for all work before it, so there it is done now and then only.
+    read_every = 1 if device.type == "cpu" else 50
+    with tqdm(batches, desc=progress, unit="batch", leave=False, disable=None if progress else True) as bar:
+        for number, (inputs, labels) in enumerate(bar, start=1):
+            inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                logits = model(inputs)
+            loss = criterion(logits.float(), labels)
+            if number % read_every == 0 and not math.isfinite(value := loss.item()):
+                raise NonFiniteLoss(_why_not_finite(value, number, inputs, optimizer))
+            optimizer.zero_grad()
+            (loss * _share(len(labels), device)).backward()
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            tally.add(loss, logits, labels)
+            if number % 50 == 0 and not bar.disable:
+                bar.set_postfix_str(f"loss {loss.item():.4f}")
+    metrics = tally.metrics()
+    if not math.isfinite(metrics.loss):
+        raise NonFiniteLoss(_why_not_finite(metrics.loss, number, inputs, optimizer))
+    return metrics
+
+
+def _share(count: int, device: torch.device) -> float:
+    """The weight that makes the processes' averaged gradient that of the whole batch, whose parts may differ."""
+    world = _rank_and_world()[1]
+    if world == 1:
+        return 1.0
+    total = torch.tensor(float(count), device=device)
+    torch.distributed.all_reduce(total)
+    return count * world / total.item()
+
+
+def _why_not_finite(loss: float, batch: int, inputs: Tensor, optimizer: Optimizer) -> str:
+    if not inputs.isfinite().all():
+        return f"the inputs of batch {batch} hold NaN or infinite numbers: mend the data"
+    rates = ", ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups)
+    return f"the loss is {loss} at batch {batch}, learning rate {rates}: try a tenth of that learning rate"
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, criterion: Criterion = F.cross_entropy
+) -> Metrics:
+    """Loss and accuracy of `model` in eval mode and full precision; changes nothing, draws nothing."""
+    device, tally = _device_of(model), _Tally()
+    with _eval_mode(model), torch.inference_mode():
+        for inputs, labels in batches:
+            inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            logits = model(inputs).float()
+            tally.add(criterion(logits, labels), logits, labels)
+    return tally.metrics()
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the block; afterwards each module is back in its own mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Muon(Optimizer):
+    """Momentum whose every step is orthogonalised (Muon: Jordan et al., 2024), so that no direction lags behind.
+
+    A weight of a convolution or linear layer is taken as a matrix (out, rest), a vector as a matrix of one row.
+    A step of learning rate 1 has about the root mean square 0.2, whatever the shape (Liu et al., 2025), as Adam's
+    steps have; `weight_decay` is decoupled and acts on matrices alone.
+    """
+
+    def __init__(
+        self, parameters: Any, learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 0.0
+    ) -> None:
+        if not learning_rate >= 0 or not 0 <= momentum < 1 or not weight_decay >= 0:
+            raise ValueError(
+                f"learning_rate, momentum and weight_decay are {learning_rate}, {momentum} and {weight_decay}; "
+                "expected numbers of at least 0, momentum below 1"
+            )
+        super().__init__(parameters, {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take one step from the gradients that are there."""
+        for group in self.param_groups:
+            rate, keep = group["lr"], group["momentum"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["momentum"] = torch.zeros_like(weight)
+                momentum = state["momentum"].lerp_(weight.grad, 1 - keep)
+                direction = weight.grad.lerp(momentum, keep)  # Nesterov's look ahead
+                matrix = direction.flatten(1) if weight.ndim > 1 else direction.reshape(1, -1)
+                matrix = _orthogonalised(matrix) * (0.2 * math.sqrt(max(matrix.shape)))
+                if weight.ndim > 1:
+                    weight.mul_(1 - rate * group["weight_decay"])
+                weight.sub_(matrix.view(weight.shape), alpha=rate)
+
+
+def _orthogonalised(matrix: Tensor) -> Tensor:
+    """A matrix with the same singular vectors and singular values near 1: Newton-Schulz in five steps."""
+    matrix = matrix / (matrix.norm() + 1e-7)
+    if len(matrix) == 1:
+        return matrix
+    tall = matrix.shape[0] > matrix.shape[1]
+    matrix = matrix.T if tall else matrix
+    for _ in range(5):
+        gram = matrix @ matrix.T
+        matrix = 3.4445 * matrix + (2.0315 * gram @ gram - 4.7750 * gram) @ matrix
+    return matrix.T if tall else matrix
+
+
+def recipe(
+    model: nn.Module,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    learning_rate: float = 0.05,
+    weight_decay: float = 0.0,
+    warmup: float = 0.2,
+) -> tuple[Optimizer, LRScheduler]:
+    """The kit's default recipe: Muon, its learning rate rising to `learning_rate` and falling to zero, in lines.
+
+    `warmup` is the share of all steps that rises. The scheduler is to be stepped after every batch.
+    """
+    optimizer = Muon(model.parameters(), learning_rate, weight_decay=weight_decay)
+    steps = epochs * steps_per_epoch
+    rising = max(1, round(warmup * steps))
+    # Step counts from 0; the last step is small but not nothing.
+    scheduler = LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / rising, max(0.0, (steps - step) / max(1, steps - rising))),
+    )
+    return optimizer, scheduler
+
+
+def fit(
+    model: nn.Module,
+    train_batches: Iterable[tuple[Tensor, Tensor]],
+    test_batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    optimizer: Optimizer,
+    epochs: int = 15,
+    scheduler: Any = None,
+    scheduler_step: str = "batch",
+    criterion: Criterion = F.cross_entropy,
+    precision: torch.dtype = torch.float32,
+    checkpoint: str | Path | None = None,
+    on_epoch: Callable[[History], None] | None = None,
+    verbose: bool = True,
+) -> History:
+    """Train `model` for `epochs` passes over `train_batches`, testing after each; return what was measured.
+
+    Batches are any re-iterable of (inputs, labels), a DataLoader included. `scheduler` is stepped after every
+    "batch" or "epoch", as `scheduler_step` says. With `checkpoint`, a file, every finished epoch is saved and the
+    same call goes on after the last one saved, to the bit as if it had never stopped (on the CPU). Ctrl-C ends
+    the training normally, with the history so far. `on_epoch(history)` is called after each epoch; `verbose`
+    shows a bar and prints a line per epoch. Under `start_distributed` the gradients are averaged over all
+    processes, and the first one alone prints and saves.
+
+    Raises ValueError for bad arguments or a checkpoint of another run, NonFiniteLoss where training diverges.
+    """
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"epochs is {epochs!r}; expected a whole number of at least 1")
+    if scheduler_step not in ("batch", "epoch"):
+        raise ValueError(f"scheduler_step is {scheduler_step!r}; expected 'batch' or 'epoch'")
+    rank, world = _rank_and_world()
+    verbose = verbose and rank == 0
+    history = History()
+    run = _Run(model, optimizer, scheduler, train_batches, history)
+    settings = _describe_run(run, epochs, scheduler_step, criterion, precision)
+    trained = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    try:
+        if checkpoint is not None and _any_rank(Path(checkpoint).exists()):
+            _resume(run, settings, checkpoint, verbose)
+        while (epoch := len(history) + 1) <= epochs:
+            start, learning_rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
+            train = train_epoch(
+                trained,
+                train_batches,
+                optimizer,
+                criterion=criterion,
+                scheduler=scheduler if scheduler_step == "batch" else None,
+                precision=precision,
+                progress=f"epoch {epoch}/{epochs}" if verbose else None,
+            )
+            test = evaluate(model, test_batches, criterion=criterion)
+            with _interrupt_later():  # an epoch is in the history and on the disk, or in neither
+                if scheduler is not None and scheduler_step == "epoch":
+                    scheduler.step()
+                history.append(train, test, learning_rate, time.perf_counter() - start)
+                if checkpoint is not None and rank == 0:
+                    save_checkpoint(checkpoint, _snapshot(run, settings))
+            if verbose:
+                print(_epoch_line(history, epochs), flush=True)
+            if on_epoch is not None:
+                on_epoch(history)
+    except KeyboardInterrupt:
+        if verbose:
+            kept = "the same call goes on from here" if checkpoint else "give `checkpoint` a file to go on another time"
+            print(f"Interrupted after {len(history)} of {epochs} epochs: {kept}.", flush=True)
+    except NonFiniteLoss as error:
+        error.history = history
+        error.args = (f"epoch {len(history) + 1}: {error}",)
+        raise
+    return history
+
+
+def _epoch_line(history: History, epochs: int) -> str:
+    return (
+        f"epoch {len(history):>{len(str(epochs))}}/{epochs}"
+        f"   train loss {history.train_loss[-1]:.4f}, accuracy {history.train_accuracy[-1]:.2f} %"
+        f"   test loss {history.test_loss[-1]:.4f}, accuracy {history.test_accuracy[-1]:.2f} %"
+        f"   {history.seconds[-1]:.1f} s"
+    )
+
+
+@contextmanager
+def _interrupt_later() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block (Python delivers it to the main thread alone)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
+def predict(model: nn.Module, images: Tensor, *, data: ImageData | None = None) -> Tensor:
+    """Class probabilities of `images` (N, C, H, W) -> (N, K), or of one image (C, H, W) -> (K,).
+
+    uint8 images are scaled and normalised with the statistics that `data`, any part of the data set trained on,
+    carries; float images are taken as `Batches` yields them, normalised already.
+    """
+    if images.ndim not in (3, 4):
+        raise ValueError(f"images have the shape {tuple(images.shape)}; expected (N, C, H, W) or (C, H, W)")
+    if images.dtype == torch.uint8:
+        if data is None:
+            raise ValueError("images are uint8 and data is None; give data=train, whose statistics normalise them")
+        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (data.mean, data.std))
+        images = (images.float() / 255 - mean) / std
+    single, device = images.ndim == 3, _device_of(model)
+    with _eval_mode(model), torch.inference_mode():
+        parts = (images[None] if single else images).split(1000)
+        probabilities = torch.cat([model(part.to(device)).float().softmax(1).cpu() for part in parts])
+    return probabilities[0] if single else probabilities
+
+
+# ------------------------------------------------------------------------------------------------- Checkpoints
+
+_SEAL = b"KITSHA01"  # a checkpoint is torch.save's bytes, this mark and the SHA-256 of those bytes
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Write `state`, tensors and plain values, to `path`: whole or not at all, sealed with a checksum."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, payload + _SEAL + hashlib.sha256(payload).digest())
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote to `path`, on the CPU; `["model"]` holds the weights `fit` saved.
+
+    Raises FileNotFoundError, or ValueError for a file that is damaged, foreign, or holds anything but tensors
+    and plain values: such a file is never unpickled into code.
+    """
+    whole = Path(path).read_bytes()
+    payload, seal, digest = whole[:-40], whole[-40:-32], whole[-32:]
+    if seal != _SEAL:
+        raise ValueError(f"{path} is cut short or is no checkpoint of this kit: it lacks the closing checksum")
+    if hashlib.sha256(payload).digest() != digest:
+        raise ValueError(f"{path} is damaged: its checksum does not match; delete it, or restore a sound copy")
+    try:
+        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} was refused: it holds more than tensors and plain values ({error})") from error
+
+
+class _Run(NamedTuple):
+    """All that changes while `fit` trains, and so all that a checkpoint must hold."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: Any
+    train_batches: Any
+    history: History
+
+
+def _snapshot(run: _Run, settings: dict[str, str]) -> dict[str, Any]:
+    return {
+        "settings": settings,
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scheduler": run.scheduler.state_dict() if run.scheduler is not None else None,
+        "generators": _generator_states(run),
+        "history": dataclasses.asdict(run.history),
+    }
+
+
+def _generator_states(run: _Run) -> dict[str, Any]:
+    """The state of every generator that training draws from, as tensors and plain values."""
+    import numpy
+
+    kind, keys, *rest = numpy.random.get_state()
+    states = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+    }
+    if (device := _device_of(run.model)).type in ("cuda", "mps"):
+        states["device"] = getattr(torch, device.type).get_rng_state()
+    if isinstance(generator := getattr(run.train_batches, "generator", None), torch.Generator):
+        states["batches"] = generator.get_state()
+    return states
+
+
+def _resume(run: _Run, settings: dict[str, str], path: str | Path, verbose: bool) -> None:
+    """Bring `run` to the state saved in `path`, once it is sure that the very same run saved it."""
+    import numpy
+
+    found = [load_checkpoint(path) if _rank_and_world()[0] == 0 else {}]
+    if _rank_and_world()[1] > 1:
+        torch.distributed.broadcast_object_list(found)
+    state = found[0]
+    if differences := _differences(state.get("settings", {}), settings):
+        raise ValueError(
+            f"{path} belongs to another run; give checkpoint another name, or delete the file to start afresh. "
+            f"What differs (- in the file, + now):\n" + "\n".join(differences)
+        )
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    if run.scheduler is not None:
+        run.scheduler.load_state_dict(state["scheduler"])
+    generators = state["generators"]
+    torch.set_rng_state(generators["torch"])
+    random.setstate(generators["python"])
+    numpy.random.set_state(generators["numpy"])
+    if "device" in generators:
+        getattr(torch, _device_of(run.model).type).set_rng_state(generators["device"])
+    if "batches" in generators:
+        run.train_batches.generator.set_state(generators["batches"])
+    for name, values in state["history"].items():
+        getattr(run.history, name)[:] = values
+    if verbose:
+        print(f"{path} holds {len(run.history)} finished epochs of this run: going on from there.", flush=True)
+
+
+def _any_rank(here: bool) -> bool:
+    """Whether the first process says so: the others may not see its disk."""
+    said = [here]
+    if _rank_and_world()[1] > 1:
+        torch.distributed.broadcast_object_list(said)
+    return said[0]
+
+
+def _describe_run(run: _Run, epochs: int, scheduler_step: str, criterion: Any, precision: Any) -> dict[str, str]:
+    """What must be equal for a checkpoint to fit, as text: nothing in it changes while training goes on."""
+    moving = {"last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i"}
+    steps = run.scheduler.state_dict() if run.scheduler is not None else {}
+    steps = {key: value for key, value in steps.items() if key not in moving and not key.startswith("_")}
+    batches = run.train_batches
+    data = getattr(batches, "data", None) or getattr(batches, "dataset", None)
+    return {
+        "network": repr(run.model),
+        "parameters": "\n".join(f"{name} {tuple(p.shape)}" for name, p in run.model.state_dict().items()),
+        "training images": str(len(data)) if data is not None else "unknown",
+        "batches": str(len(batches)) if hasattr(batches, "__len__") else "unknown",
+        "batch size": str(getattr(batches, "batch_size", "unknown")),
+        "seed of the batches": str(getattr(batches, "seed", "unknown")),
+        "augmentation": repr(getattr(batches, "augment", None)),
+        "epochs": str(epochs),
+        "optimizer": f"{type(run.optimizer).__name__} {run.optimizer.defaults}",
+        "scheduler": f"{type(run.scheduler).__name__} {steps}, stepped per {scheduler_step}",
+        "criterion": _name(criterion),
+        "precision": str(precision),
+    }
+
+
+def _name(criterion: Any) -> str:
+    """A name without addresses in memory, which differ from run to run."""
+    if isinstance(criterion, functools.partial):
+        return f"{_name(criterion.func)} {criterion.keywords}"
+    return (
+        repr(criterion)
+        if isinstance(criterion, nn.Module)
+        else getattr(criterion, "__qualname__", type(criterion).__name__)
+    )
+
+
+def _differences(saved: dict[str, str], now: dict[str, str]) -> list[str]:
+    lines = []
+    for key in now:
+        if saved.get(key) != now[key]:
+            old, new = str(saved.get(key)).splitlines(), now[key].splitlines()
+            changed = [line for line in difflib.ndiff(old, new) if line[0] in "-+"]
+            lines += [f"{key}:", *(f"  {line}" for line in changed)]
+    return lines
