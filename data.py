@@ -81,8 +81,7 @@ def _check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.dtype not in (torch.uint8, torch.float32):
         found = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(
-            f"images: expected a uint8 or float32 tensor, found {found}; "
-            "use images.float(), or as_tensors(dataset)"
+            f"images: expected a uint8 or float32 tensor, found {found}; use images.float(), or as_tensors(dataset)"
         )
     if images.dim() != 4 or images.numel() == 0:
         raise ValueError(
@@ -93,17 +92,13 @@ def _check_images(images: Tensor) -> None:
         for start, chunk in _chunks(images):
             if not (finite := chunk.isfinite().flatten(1).all(1)).all():
                 index = start + int(finite.logical_not().nonzero()[0])
-                raise ValueError(
-                    f"images: image {index} holds NaN or infinite values; repair it or leave it out"
-                )
+                raise ValueError(f"images: image {index} holds NaN or infinite values; repair it or leave it out")
 
 
 def _check_labels(labels: Tensor, length: int) -> None:
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(
-            f"labels: expected an int64 tensor of class numbers, found {found}; use labels.long()"
-        )
+        raise TypeError(f"labels: expected an int64 tensor of class numbers, found {found}; use labels.long()")
     if labels.shape != (length,):
         raise ValueError(
             f"labels: expected one label for each of the {length} images, shape ({length},), found "
@@ -181,9 +176,7 @@ def _class_names(dataset: Any) -> tuple[str, ...]:
 
 def _torchvision_tensors(dataset: Any) -> tuple[Tensor, Tensor] | None:
     """torchvision's MNIST family without transforms holds its tensors already: no need to ask one by one."""
-    if type(dataset).__module__ != "torchvision.datasets.mnist" or (
-        dataset.transform or dataset.target_transform
-    ):
+    if type(dataset).__module__ != "torchvision.datasets.mnist" or (dataset.transform or dataset.target_transform):
         return None
     images, labels = dataset.data, dataset.targets
     if images.dtype != torch.uint8 or images.dim() != 3 or labels.shape != images.shape[:1]:
@@ -199,17 +192,13 @@ def _stack(dataset: Any) -> tuple[Tensor, Tensor]:
             f"{type(dataset).__name__}; put a stream through a DataLoader, which the training takes as it is"
         )
     if len(dataset) == 0:
-        raise ValueError(
-            "dataset: it is empty, expected at least one (image, label) pair; check its folder or filter"
-        )
+        raise ValueError("dataset: it is empty, expected at least one (image, label) pair; check its folder or filter")
     labels = torch.empty(len(dataset), dtype=torch.int64)
     images = None
     for index in range(len(dataset)):
         pair = dataset[index]
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise TypeError(
-                f"dataset[{index}]: expected a pair (image, label), found a {type(pair).__name__}"
-            )
+            raise TypeError(f"dataset[{index}]: expected a pair (image, label), found a {type(pair).__name__}")
         try:
             tensor = _image_tensor(pair[0])
             labels[index] = _label_number(pair[1])
@@ -261,13 +250,9 @@ def _image_tensor(image: Any) -> Tensor:
             "use image.permute(2, 0, 1)"
         )
     if image.dim() not in (2, 3) or image.numel() == 0:
-        raise ValueError(
-            f"image has shape {tuple(image.shape)}, expected (H, W) or three dimensions, none of them 0"
-        )
+        raise ValueError(f"image has shape {tuple(image.shape)}, expected (H, W) or three dimensions, none of them 0")
     if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise TypeError(
-            f"image is {image.dtype}, expected uint8 (0 to 255) or float (0 to 1); scale it to one of them"
-        )
+        raise TypeError(f"image is {image.dtype}, expected uint8 (0 to 255) or float (0 to 1); scale it to one of them")
     image = image if image.dtype == torch.uint8 else image.detach().to(torch.float32)
     return image if image.dim() == 3 else image.unsqueeze(0)
 
@@ -275,9 +260,7 @@ def _image_tensor(image: Any) -> Tensor:
 def _pil_array(image: Any) -> np.ndarray:
     """A PIL image of any mode as (H, W) or (H, W, 3) uint8, transparency over white; mode F stays float."""
     if image.mode.startswith("I"):
-        raise ValueError(
-            f"image has mode {image.mode!r} (16 or 32 bits), expected 8 bits; scale it to a float array"
-        )
+        raise ValueError(f"image has mode {image.mode!r} (16 or 32 bits), expected 8 bits; scale it to a float array")
     if image.mode not in ("L", "RGB", "F"):
         grey = image.mode in ("1", "LA")
         if "A" in image.getbands() or "transparency" in image.info:
@@ -345,15 +328,14 @@ def read_idx(path: str | Path) -> Tensor:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream = zlib.decompressobj(wbits=31) if packed else None
-        limit = _IDX_PACKED_LIMIT if packed else os.fstat(file.fileno()).st_size
         data = bytearray()
         try:
             _fill(data, _IDX_HEADER, file, stream)
             _, _, size = _idx_layout(data)
-            if size > limit:
-                raise ValueError(f"found at most {limit:,} bytes, but the header announces {size:,}")
-            if not packed and size < limit:
-                raise ValueError(f"found {limit:,} bytes, but the header announces {size:,}")
+            if not packed and (found := os.fstat(file.fileno()).st_size) != size:
+                raise ValueError(f"found {found:,} bytes, expected {size:,} by its header")
+            if packed and size > _IDX_PACKED_LIMIT:
+                raise ValueError(f"its header announces {size:,} bytes, expected {_IDX_PACKED_LIMIT:,} at most")
             _fill(data, size + 1, file, stream)  # one byte more shows whether anything follows
             if stream:
                 _check_end(data, size, file, stream)
@@ -395,9 +377,7 @@ def _idx_layout(header: bytes | bytearray) -> tuple[str, tuple[int, ...], int]:
         )
     offset = 4 + 4 * dims
     if len(header) < offset:
-        raise ValueError(
-            f"it ends within its header: found {len(header)} bytes, expected {offset} and the values"
-        )
+        raise ValueError(f"it ends within its header: found {len(header)} bytes, expected {offset} and the values")
     shape = tuple(int.from_bytes(header[i : i + 4], "big") for i in range(4, offset, 4))
     if 0 in shape:
         raise ValueError(f"its dimensions are {shape}, expected 1 or more each")
@@ -495,9 +475,7 @@ def load_mnist(root: str | Path | None = None) -> tuple[ImageData, ImageData]:
 def _train_and_test(tensors: list[Tensor], source: str) -> tuple[ImageData, ImageData]:
     classes = tuple(str(digit) for digit in range(10))
     train = ImageData(tensors[0].unsqueeze(1), tensors[1].long(), classes, source)
-    return train, ImageData(
-        tensors[2].unsqueeze(1), tensors[3].long(), classes, source, train.mean, train.std
-    )
+    return train, ImageData(tensors[2].unsqueeze(1), tensors[3].long(), classes, source, train.mean, train.std)
 
 
 def _from_disk(path: Path, notes: list[str]) -> bytearray | None:
@@ -594,9 +572,7 @@ def _download(url: str, limit: int, md5: str) -> bytearray:
         total = int(length) if length.isdigit() else None
         name = url.rsplit("/", 1)[-1]
         with tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            while chunk := response.read1(
-                1 << 16
-            ):  # read1 returns what has come, so that the clock is looked at
+            while chunk := response.read1(1 << 16):  # read1 returns what has come, so that the clock is looked at
                 packed += chunk
                 bar.update(len(chunk))
                 if len(packed) > limit:

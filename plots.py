@@ -116,12 +116,8 @@ def _widest(texts: Sequence[str]) -> int:
 def _round_ticks(low: float, high: float) -> list[float]:
     """1, 2, 5, 10, … between the bounds, for a logarithmic axis."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [
-        tick
-        for power in powers
-        for tick in (10.0**power, 2 * 10.0**power, 5 * 10.0**power)
-        if low <= tick <= high
-    ]
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _check_counts(**counts: int) -> None:
@@ -142,15 +138,11 @@ def _pixels(images: Tensor) -> Tensor:
     """Images ready to show: float (N, H, W) or (N, H, W, 3) between 0 and 1, on the CPU."""
     if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(
-            f"images is {kind}, expected a Tensor of uint8 or floats: convert it, e.g. by torch.tensor"
-        )
+        raise TypeError(f"images is {kind}, expected a Tensor of uint8 or floats: convert it, e.g. by torch.tensor")
     shown = images.unsqueeze(1) if images.ndim == 3 else images
     if shown.ndim != 4 or shown.shape[1] not in (1, 3) or not shown.numel():
         expected = "(N, 1, H, W), (N, 3, H, W) or (N, H, W) and no side 0"
-        raise ValueError(
-            f"images has shape {tuple(images.shape)}, expected {expected}: give one image as image[None]"
-        )
+        raise ValueError(f"images has shape {tuple(images.shape)}, expected {expected}: give one image as image[None]")
     shown = shown.detach().cpu().float() / (255 if images.dtype == torch.uint8 else 1)
     low = shown.nan_to_num(math.inf, math.inf, math.inf).amin((0, 2, 3), keepdim=True)
     high = shown.nan_to_num(-math.inf, -math.inf, -math.inf).amax((0, 2, 3), keepdim=True)
@@ -164,18 +156,12 @@ def _indices(values: Indices, name: str, size: int, classes: int | None = None) 
     """Class indices, checked: int64 (size,) on the CPU."""
     tensor = torch.as_tensor(values).detach().cpu()
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
-        raise TypeError(
-            f"{name} is {tensor.dtype}, expected whole class indices: take probabilities.argmax(1)"
-        )
+        raise TypeError(f"{name} is {tensor.dtype}, expected whole class indices: take probabilities.argmax(1)")
     if tuple(tensor.shape) != (size,):
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}, expected ({size},): one class index an image"
-        )
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({size},): one class index an image")
     top = math.inf if classes is None else classes - 1
     if size and (tensor.min() < 0 or tensor.max() > top):
-        raise ValueError(
-            f"{name} runs from {tensor.min()} to {tensor.max()}, expected 0 to {top}: check classes"
-        )
+        raise ValueError(f"{name} runs from {tensor.min()} to {tensor.max()}, expected 0 to {top}: check classes")
     return tensor.long()
 
 
@@ -183,16 +169,12 @@ def _confusion(labels: Indices, predictions: Indices, classes: Sequence[str]) ->
     """Counts (K, K): true class down, predicted class across."""
     size, k = len(labels), len(classes)
     if not size or not k:
-        raise ValueError(
-            f"labels has {size} entries and classes {k}, expected at least one: pass data.classes"
-        )
+        raise ValueError(f"labels has {size} entries and classes {k}, expected at least one: pass data.classes")
     pairs = _indices(labels, "labels", size, k) * k + _indices(predictions, "predictions", size, k)
     return torch.bincount(pairs, minlength=k * k).view(k, k)
 
 
-def _trace(
-    model: nn.Module, inputs: Tensor, wanted: dict[str, nn.Module]
-) -> list[tuple[str, nn.Module, Any, Any]]:
+def _trace(model: nn.Module, inputs: Tensor, wanted: dict[str, nn.Module]) -> list[tuple[str, nn.Module, Any, Any]]:
     """(name, module, input size, output) of each call of a wanted module; the model stays as it was."""
     calls: list[tuple[str, nn.Module, Any, Any]] = []
 
@@ -204,9 +186,7 @@ def _trace(
 
     modes = [(module, module.training) for module in model.modules()]  # one by one: some may be frozen
     example = next(model.parameters(), torch.zeros(()))
-    hooks = [
-        module.register_forward_hook(functools.partial(remember, name)) for name, module in wanted.items()
-    ]
+    hooks = [module.register_forward_hook(functools.partial(remember, name)) for name, module in wanted.items()]
     try:
         model.eval()
         with torch.no_grad():
@@ -292,9 +272,7 @@ def plot_history(history: Any, *, target: float | None = None) -> Figure:
     lists = {name: [float(value) for value in getattr(history, name)] for name in names}
     epochs, lengths = len(lists["test_loss"]), {name: len(values) for name, values in lists.items()}
     if not epochs or set(lengths.values()) != {epochs}:
-        raise ValueError(
-            f"history has lists of {lengths} entries, expected the same and at least 1: train first"
-        )
+        raise ValueError(f"history has lists of {lengths} entries, expected the same and at least 1: train first")
     if target is not None and not 0 <= target <= 100:
         raise ValueError(f"target is {target}, expected a percentage from 0 to 100, such as 99.4")
     figure, (loss, accuracy, rate) = _panels(10, 3.4, 3)
@@ -378,9 +356,7 @@ def plot_mistakes(
     size, k = len(images), len(classes)
     if not size or tuple(probabilities.shape) != (size, k):
         expected = f"({size}, {k}), a row an image and a column a class"
-        raise ValueError(
-            f"probabilities has shape {tuple(probabilities.shape)}, expected {expected}, not empty"
-        )
+        raise ValueError(f"probabilities has shape {tuple(probabilities.shape)}, expected {expected}, not empty")
     if not ((probabilities >= 0) & (probabilities <= 1.0001)).all():  # False for NaN too
         raise ValueError("probabilities leaves 0 to 1 or holds NaN: pass logits.softmax(1), not the logits")
     truth = _indices(labels, "labels", size, k)
@@ -397,9 +373,7 @@ def plot_mistakes(
     most = max(1, int(9.4 / (0.1 + 0.08 * _widest(captions))))  # columns in a notebook's width
     columns = math.ceil(len(worst) / math.ceil(len(worst) / most))
     title = f"wrong: {len(wrong):,} of {size:,} images, the most confident first"
-    return _grid(
-        list(_pixels(images[worst.to(images.device)]).numpy()), columns, captions, title=title, **SHADES
-    )
+    return _grid(list(_pixels(images[worst.to(images.device)]).numpy()), columns, captions, title=title, **SHADES)
 
 
 @_styled
@@ -448,9 +422,7 @@ def plot_filters(conv_weight: Tensor) -> Figure:
     """
     _check_float(conv_weight, "conv_weight", "(out, in, height, width), such as layer.weight")
     if conv_weight.ndim != 4 or not conv_weight.numel():
-        raise ValueError(
-            f"conv_weight has shape {tuple(conv_weight.shape)}, expected (out, in, height, width)"
-        )
+        raise ValueError(f"conv_weight has shape {tuple(conv_weight.shape)}, expected (out, in, height, width)")
     weight = conv_weight.detach().cpu().float()
     limit = float(weight.nan_to_num(0.0, 0.0, 0.0).abs().max()) or 1.0
     colours: dict[str, Any] = {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
@@ -476,24 +448,16 @@ def plot_feature_maps(
     _check_float(image, "image", "(C, H, W), normalised as in training")
     image = image.unsqueeze(0) if image.ndim == 3 else image
     if image.ndim != 4 or len(image) != 1:
-        raise ValueError(
-            f"image has shape {tuple(image.shape)}, expected one image (C, H, W): index the batch"
-        )
+        raise ValueError(f"image has shape {tuple(image.shape)}, expected one image (C, H, W): index the batch")
     modules = dict(model.named_modules())
-    names = (
-        [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
-        if layers is None
-        else layers
-    )
+    names = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)] if layers is None else layers
     if not names or not set(names) <= set(modules):
         unknown = ", ".join(sorted(set(names) - set(modules))) or "no convolution"
         raise ValueError(f"layers: {unknown}, expected names from model.named_modules()")
     rows: list[tuple[str, Tensor]] = [("input", image.detach().float().cpu())]
     for name, _, _, output in _trace(model, image, {name: modules[name] for name in names}):
         if output is None or output.ndim != 4:
-            raise ValueError(
-                f"layers: {name} does not put out (1, C, H, W), expected convolutions or poolings"
-            )
+            raise ValueError(f"layers: {name} does not put out (1, C, H, W), expected convolutions or poolings")
         rows.append((name, output))
     across = min(channels, max(output.shape[1] for _, output in rows))
     tiles: list[Any] = []
@@ -563,9 +527,7 @@ def plot_parameters(model: nn.Module, input_size: Sequence[int] = (1, 28, 28)) -
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected an nn.Module, such as Net()")
     if len(input_size) != 3 or min(input_size) < 1:
-        raise ValueError(
-            f"input_size is {tuple(input_size)}, expected (channels, height, width), such as (1, 28, 28)"
-        )
+        raise ValueError(f"input_size is {tuple(input_size)}, expected (channels, height, width), such as (1, 28, 28)")
     rows = _layers(model, input_size)
     places, own, others = (
         range(len(rows)),
@@ -610,13 +572,9 @@ def plot_field(entries: Sequence[dict[str, Any]], *, limit: int = 8000, target: 
         if missing := {"name", "parameters", "accuracy", "kind"} - set(entry):
             raise ValueError(f"entries: {entry} lacks {', '.join(sorted(missing))}: add it")
         if entry["kind"] not in ("ours", "published"):
-            raise ValueError(
-                f"entries: {entry['name']} has kind {entry['kind']!r}, expected 'ours' or 'published'"
-            )
+            raise ValueError(f"entries: {entry['name']} has kind {entry['kind']!r}, expected 'ours' or 'published'")
         if not (entry["parameters"] > 0 and 0 <= entry["accuracy"] <= 100):
-            raise ValueError(
-                f"entries: {entry} expected parameters above 0 and accuracy from 0 to 100 percent"
-            )
+            raise ValueError(f"entries: {entry} expected parameters above 0 and accuracy from 0 to 100 percent")
     figure, axes = _panels(9, 5)
     for kind, label, style in (
         ("ours", "this kit, mean ± standard deviation over seeds", {"color": BLUE, "capsize": 3}),
@@ -669,12 +627,8 @@ def _place_names(axes: Any, entries: Sequence[dict[str, Any]]) -> None:
         for order, (far, (dx, dy)) in enumerate((far, side) for far in (1, 2, 3, 4) for side in sides):
             left = x + pixels * dx * far - (0 if dx > 0 else width if dx else width / 2)
             box = Bbox.from_bounds(left, y + pixels * dy * far - height / 2, width, height)
-            outside = not (
-                frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
-            )
-            places.append(
-                (9 * outside + sum(box.overlaps(other) for other in taken), order, far, dx, dy, box)
-            )
+            outside = not (frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1)
+            places.append((9 * outside + sum(box.overlaps(other) for other in taken), order, far, dx, dy, box))
         _, _, far, dx, dy, box = min(places)
         taken.append(box)
         text.set(position=(dx * far, dy * far), ha="left" if dx > 0 else "right" if dx else "center")

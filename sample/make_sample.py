@@ -22,9 +22,7 @@ import numpy as np
 HERE = Path(__file__).parent
 SEED = 0
 TRAIN_PER_CLASS = 400  # of 500; the other 100 are test digits
-SOURCE_MD5 = (
-    "6a6dab69682d018c65e9c04a15bc7b1e"  # of the unpacked csv: another version of it would make another sample
-)
+SOURCE_MD5 = "6a6dab69682d018c65e9c04a15bc7b1e"  # of the unpacked csv: another version of it would make another sample
 
 
 def read_source(path: Path) -> tuple[np.ndarray, np.ndarray]:
