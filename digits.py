@@ -70,17 +70,29 @@ def _ink(grey: np.ndarray) -> np.ndarray:
 
 
 def _background(grey: np.ndarray) -> np.ndarray:
-    """The ground below bright ink: a morphological opening, which removes whatever is narrower than half the picture.
+    """The ground below bright ink: a quadratic surface (lamps, vignetting) plus what remains of steps (shadows).
 
-    Ramps and steps of light (lamps, shadows) are wider, so they stay in the background and leave the ink.
+    Both are taken from a morphological opening, which removes whatever is narrower than a third of the picture.
     """
     scale = min(1, 32 / max(grey.shape))
     ground = _resize(grey, *(max(1, round(n * scale)) for n in grey.shape))
+    y, x = (np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in ground.shape)
+    y, x = y[:, None], x[None]
+    y2, x2 = y**2 - (y**2).mean(), x**2 - (x**2).mean()
+    surface = np.zeros_like(ground)
+    for _ in range(ROUNDS):
+        level = _open(ground - surface)
+        for term in np.broadcast_arrays(np.ones_like(ground), y, x, y * x, y2, x2):  # orthogonal: one after the other
+            surface = surface + term * (term * level).sum() / max((term**2).sum(), 1e-9)
+    return _resize(surface + _open(ground - surface), *grey.shape)
+
+ROUNDS = 3
+
+def _open(ground):
     size = max(ground.shape) // 6 * 2 + 1
     for reduce in (np.min, np.max):
         ground = _slide(_slide(ground, size, reduce, 0), size, reduce, 1)
-    return _resize(ground, *grey.shape)
-
+    return ground
 
 def _slide(image: np.ndarray, size: int, reduce: Any, axis: int) -> np.ndarray:
     """`reduce` (np.min or np.max) over a sliding window of odd `size` along one axis, cut off at the border."""

@@ -55,6 +55,7 @@ __all__ = [
     "NonFiniteLoss",
     "as_tensors",
     "evaluate",
+    "export_onnx",
     "fit",
     "get_device",
     "load_checkpoint",
@@ -758,3 +759,28 @@ def _differences(saved: dict[str, str], now: dict[str, str]) -> list[str]:
             changed = [line for line in difflib.ndiff(old, new) if line[0] in "-+"]
             lines += [f"{key}:", *(f"  {line}" for line in changed)]
     return lines
+
+
+def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, int] = (1, 28, 28)) -> None:
+    """Write `model` to `path` as ONNX, opset 18: "images" (N, *input_size), normalised, in; "logits" (N, K) out.
+
+    N is free. Needs the packages onnx and onnxscript (requirements-extra.txt); ImportError says so.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("export_onnx needs more packages: pip install -r requirements-extra.txt") from error
+    with _eval_mode(model):
+        program = torch.onnx.export(
+            model,
+            (torch.zeros(2, *input_size, device=_device_of(model)),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("count")},),
+            opset_version=18,
+            dynamo=True,
+            verbose=False,
+        )
+    buffer = io.BytesIO()
+    program.save(buffer)
+    write_atomically(path, buffer.getvalue())

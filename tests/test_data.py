@@ -209,6 +209,12 @@ def test_fuzz_magic_counts_and_dimensions(fuzz):
     assert fuzz.count >= 800
 
 
+def test_no_values_and_five_dimensions_are_refused_even_where_the_size_is_right(fuzz):
+    for shape in [(0,), (0, 28, 28), (3, 0), (1, 2, 1, 2, 1)]:
+        fuzz.refused(idx_bytes(np.zeros(shape, np.uint8)))
+        fuzz.refused(gzip.compress(idx_bytes(np.zeros(shape, np.uint8))))
+
+
 def test_fuzz_flipped_header_bits_but_those_that_name_another_type_of_the_same_size(fuzz):
     """uint8/int8 and int32/float32 are one bit apart: no reader can tell. The MD5 test below covers that."""
     sizes = {kind: int(name[1]) for name, kind in TYPES.items()}
@@ -493,11 +499,21 @@ def test_mnist_is_downloaded_from_the_first_mirror_and_kept(tmp_path, stand_in, 
     assert len(mirrors[0]) == 4  # nothing is fetched twice
 
 
-@pytest.mark.parametrize("answer", [OSError("refused"), TimeoutError(), b"", b"<html>", bytes(100_000)], ids=repr)
-def test_a_mirror_that_fails_is_asked_once_and_the_next_one_serves(tmp_path, stand_in, mirrors, answer):
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (OSError("refused"), "refused"),
+        (TimeoutError(), "TimeoutError"),
+        (b"", "0 bytes with MD5"),
+        (b"<html>", "6 bytes with MD5"),
+        (bytes(100_000), "sends more than 16,720 bytes"),
+    ],
+    ids=["refused", "time-out", "nothing", "a page", "too much"],
+)
+def test_a_mirror_that_fails_is_asked_once_and_the_next_one_serves(tmp_path, stand_in, mirrors, answer, words):
     asked, answers = mirrors
     answers[data._MIRRORS[0]] = answer
-    with pytest.warns(UserWarning, match=rf"{data._MIRRORS[0]}train-images-idx3-ubyte.gz failed"):
+    with pytest.warns(UserWarning, match=rf"{data._MIRRORS[0]}train-images-idx3-ubyte.gz failed: .*{words}"):
         assert_whole(load_mnist(tmp_path), stand_in)
     assert [url.startswith(data._MIRRORS[1]) for url in asked] == [False, True, True, True, True]
 

@@ -1,0 +1,34 @@
+"""A network taken away: what onnxruntime computes is what torch computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import model
+import utils
+
+extra = "needs the packages of requirements-extra.txt"
+
+
+@pytest.mark.parametrize("network", [model.Net, model.Attempt2])
+def test_onnxruntime_gives_the_same_logits_for_any_number_of_images(network, tmp_path):
+    pytest.importorskip("onnxscript", reason=extra)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=extra)
+    torch.manual_seed(0)
+    net = network()
+    net(torch.randn(64, 1, 28, 28))  # BatchNorm statistics that are not the initial ones
+    utils.export_onnx(net, tmp_path / "net.onnx")
+    assert net.training
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    net.eval()
+    for count in (1, 2, 7):
+        images = torch.randn(count, 1, 28, 28)
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        assert torch.allclose(torch.from_numpy(logits), net(images).detach(), atol=1e-4)
+
+
+def test_without_the_extra_packages_the_error_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"requirements-extra\.txt"):
+        utils.export_onnx(model.Net(), tmp_path / "net.onnx")
