@@ -86,7 +86,7 @@ def _background(grey: np.ndarray) -> np.ndarray:
             surface = surface + term * (term * level).sum() / max((term**2).sum(), 1e-9)
     return _resize(surface + _open(ground - surface), *grey.shape)
 
-ROUNDS = 3
+ROUNDS = 2
 
 def _open(ground):
     size = max(ground.shape) // 6 * 2 + 1

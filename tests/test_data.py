@@ -118,6 +118,14 @@ def test_read_idx_reads_more_than_one_chunk(tmp_path):
         assert (read_idx(tmp_path / name).numpy() == values).all()
 
 
+def test_read_idx_reads_a_gz_whose_checksum_lies_across_two_reads(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, 1 << 16, np.uint8)
+    for end in range((1 << 16) - 50, 1 << 16):  # packed, it is some 36 bytes longer
+        path = tmp_path / f"{end}.gz"
+        path.write_bytes(gzip.compress(idx_bytes(values[:end]), 0))
+        assert len(read_idx(path)) == end
+
+
 def test_read_idx_message_names_the_file_what_was_found_and_the_remedy(tmp_path):
     content = idx_bytes(np.zeros((2, 3), np.uint8))
     (tmp_path / "some-file").write_bytes(content[:-1])
