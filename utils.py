@@ -58,6 +58,7 @@ __all__ = [
     "export_onnx",
     "fit",
     "get_device",
+    "linear_schedule",
     "load_checkpoint",
     "load_mnist",
     "plot_augmentation",
@@ -438,57 +439,65 @@ class Muon(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Take one step from the gradients that are there."""
         for group in self.param_groups:
-            rate, keep = group["lr"], group["momentum"]
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                momentum = state["momentum"].lerp_(weight.grad, 1 - keep)
-                direction = weight.grad.lerp(momentum, keep)  # Nesterov's look ahead
-                matrix = direction.flatten(1) if weight.ndim > 1 else direction.reshape(1, -1)
-                matrix = _orthogonalised(matrix) * (0.2 * math.sqrt(max(matrix.shape)))
-                if weight.ndim > 1:
-                    weight.mul_(1 - rate * group["weight_decay"])
-                weight.sub_(matrix.view(weight.shape), alpha=rate)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["momentum"] = torch.zeros_like(weight)
+            gradients = [weight.grad for weight in weights]
+            momenta = [self.state[weight]["momentum"] for weight in weights]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            directions = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
+            matrices = [weight for weight in weights if weight.ndim > 1]
+            if group["weight_decay"] and matrices:
+                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, _orthogonalised(directions), alpha=-group["lr"])
 
 
-def _orthogonalised(matrix: Tensor) -> Tensor:
-    """A matrix with the same singular vectors and singular values near 1: Newton-Schulz in five steps."""
-    matrix = matrix / (matrix.norm() + 1e-7)
-    if len(matrix) == 1:
-        return matrix
-    tall = matrix.shape[0] > matrix.shape[1]
-    matrix = matrix.T if tall else matrix
-    for _ in range(5):
-        gram = matrix @ matrix.T
-        matrix = 3.4445 * matrix + (2.0315 * gram @ gram - 4.7750 * gram) @ matrix
-    return matrix.T if tall else matrix
+def _orthogonalised(tensors: list[Tensor]) -> list[Tensor]:
+    """The same singular vectors, but singular values near 1, times a scale that makes the root mean square 0.2.
+
+    Newton-Schulz in five steps. Tensors of one shape go through it together: they are small, and many.
+    """
+    results = list(tensors)
+    for shape in {tensor.shape for tensor in tensors}:
+        places = [place for place, tensor in enumerate(tensors) if tensor.shape == shape]
+        rows = shape[0] if len(shape) > 1 else 1
+        matrices = torch.stack([tensors[place] for place in places]).reshape(len(places), rows, -1)
+        matrices = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        scale = 0.2 * math.sqrt(max(matrices.shape[1:]))
+        tall = matrices.shape[1] > matrices.shape[2]
+        matrices = matrices.mT if tall else matrices
+        for _ in range(5 if rows > 1 else 0):
+            gram = matrices @ matrices.mT
+            matrices = 3.4445 * matrices + (2.0315 * gram @ gram - 4.7750 * gram) @ matrices
+        matrices = (matrices.mT if tall else matrices) * scale
+        for place, matrix in zip(places, matrices, strict=True):
+            results[place] = matrix.reshape(shape)
+    return results
+
+
+def linear_schedule(optimizer: Optimizer, steps: int, warmup: float = 0.2) -> LRScheduler:
+    """Learning rates that rise in a line over the share `warmup` of all `steps`, then fall in a line to zero.
+
+    To be stepped after every batch.
+    """
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps is {steps!r}; expected a whole number of at least 1: epochs times batches per epoch")
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"warmup is {warmup!r}; expected a share of the steps, from 0 to 1")
+    rising = max(1, round(warmup * steps))
+    falling = max(1, steps - rising)
+    return LambdaLR(optimizer, lambda step: min((step + 1) / rising, max(0.0, (steps - step) / falling)))
 
 
 def recipe(
-    model: nn.Module,
-    *,
-    epochs: int,
-    steps_per_epoch: int,
-    learning_rate: float = 0.05,
-    weight_decay: float = 0.0,
-    warmup: float = 0.2,
+    model: nn.Module, *, epochs: int, steps_per_epoch: int, learning_rate: float = 0.05
 ) -> tuple[Optimizer, LRScheduler]:
-    """The kit's default recipe: Muon, its learning rate rising to `learning_rate` and falling to zero, in lines.
-
-    `warmup` is the share of all steps that rises. The scheduler is to be stepped after every batch.
-    """
-    optimizer = Muon(model.parameters(), learning_rate, weight_decay=weight_decay)
-    steps = epochs * steps_per_epoch
-    rising = max(1, round(warmup * steps))
-    # Step counts from 0; the last step is small but not nothing.
-    scheduler = LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / rising, max(0.0, (steps - step) / max(1, steps - rising))),
-    )
-    return optimizer, scheduler
+    """The kit's default recipe for `fit`: Muon, and `linear_schedule` over the whole training."""
+    optimizer = Muon(model.parameters(), learning_rate)
+    return optimizer, linear_schedule(optimizer, epochs * steps_per_epoch)
 
 
 def fit(

@@ -9,17 +9,68 @@ benchmarks/results/ablation.json as they come; what is in the file already is no
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from accuracy import RESULTS, new_report, parse_seeds, save, train_one_seed
+import torch
+import torch.nn.functional as F
+from accuracy import BATCH_SIZE, RESULTS, new_report, parse_seeds, run_all, save
+from torch import nn
 from tqdm import tqdm
 
-PARTS: dict[str, dict[str, Any]] = {"the whole recipe": {}}
+import model
+import utils
+
+
+def with_relu() -> nn.Module:
+    net = model.Net()
+    for place, layer in enumerate(net.layers):
+        if isinstance(layer, nn.SiLU):
+            net.layers[place] = nn.ReLU(inplace=True)
+    return net
+
+
+def with_plain_mean() -> nn.Module:
+    net = model.Net()
+    net.layers[-1] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return net
+
+
+def with_dropout() -> nn.Module:
+    return model.Net(dropout=0.05)
+
+
+def adamw(net: nn.Module, *, epochs: int, steps_per_epoch: int) -> tuple[Any, Any]:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.02, betas=(0.9, 0.99), weight_decay=1e-4)
+    return optimizer, utils.linear_schedule(optimizer, epochs * steps_per_epoch)
+
+
+def sgd(net: nn.Module, *, epochs: int, steps_per_epoch: int) -> tuple[Any, Any]:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    return optimizer, utils.linear_schedule(optimizer, epochs * steps_per_epoch)
+
+
+DEFAULT = utils.Augment()
+PARTS: dict[str, dict[str, Any]] = {
+    "the whole recipe": {},
+    "no augmentation": {"augment": None},
+    "without rotation": {"augment": utils.Augment(rotation=0)},
+    "without translation": {"augment": utils.Augment(translation=0)},
+    "without scale": {"augment": utils.Augment(scale=0)},
+    "without shear": {"augment": utils.Augment(shear=0)},
+    "with erasing, probability 0.25": {"augment": utils.Augment(erasing=0.25)},
+    "with elastic draws of 0.5 pixels": {"augment": utils.Augment(elastic=0.5)},
+    "AdamW in place of Muon": {"recipe": adamw},
+    "SGD with Nesterov momentum in place of Muon": {"recipe": sgd},
+    "batch size 256": {"batch_size": 256},
+    "ReLU in place of SiLU": {"network": with_relu},
+    "plain mean in place of SpatialMean": {"network": with_plain_mean},
+    "dropout of 0.05 before the classifier": {"network": with_dropout},
+    "label smoothing of 0.1": {"criterion": functools.partial(F.cross_entropy, label_smoothing=0.1)},
+}
 
 
 def main() -> None:
@@ -30,20 +81,18 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS / "ablation.json")
     options = parser.parse_args()
 
-    report = new_report("Net", options.epochs, 128)
+    report = new_report(model.Net, options.epochs, BATCH_SIZE)
     report |= {"train_images": 55000, "test_images": 5000}
     if options.results.exists():
         report["runs"] = json.loads(options.results.read_text())["runs"]
     done = {(run["part"], run["seed"]) for run in report["runs"]}
-    jobs = [(part, seed) for seed in options.seeds for part in PARTS if (part, seed) not in done]
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        futures = {
-            pool.submit(train_one_seed, "Net", seed, epochs=options.epochs, validation=True, **PARTS[part]): part
-            for part, seed in jobs
-        }
-        for future in tqdm(as_completed(futures), total=len(jobs), desc="ablation", unit="run", disable=None):
-            report["runs"].append({"part": futures[future], **future.result()})
-            save(report, options.results)
+    todo = [(part, seed) for seed in options.seeds for part in PARTS if (part, seed) not in done]
+    settings = {"network": model.Net, "epochs": options.epochs, "validation": True}
+    jobs = [{**settings, **PARTS[part], "seed": seed} for part, seed in todo]
+    names = {id(job): part for job, (part, _) in zip(jobs, todo, strict=True)}
+    for job, run in tqdm(run_all(jobs, options.processes), total=len(jobs), desc="ablation", unit="run", disable=None):
+        report["runs"].append({"part": names[id(job)], **run})
+        save(report, options.results)
 
 
 if __name__ == "__main__":

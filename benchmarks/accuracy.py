@@ -17,7 +17,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import timedelta
 from functools import lru_cache
@@ -36,6 +36,7 @@ import utils  # noqa: E402
 from data import write_atomically  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
+BATCH_SIZE = 128
 
 
 @lru_cache(maxsize=1)
@@ -48,25 +49,29 @@ def mnist(validation: bool = False) -> tuple[utils.ImageData, utils.ImageData]:
 
 
 def train_one_seed(
-    network: str,
+    network: Callable[[], torch.nn.Module],
     seed: int,
     *,
     epochs: int = 15,
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
     threads: int = 1,
     validation: bool = False,
-    augment: dict[str, float] | None = None,
-    **recipe: Any,
+    augment: utils.Augment | None = utils.Augment(),  # noqa: B008 (frozen)
+    recipe: Callable[..., tuple[Any, Any]] = utils.recipe,
+    **arguments: Any,
 ) -> dict[str, Any]:
-    """Train `network` of model.py from `seed` with the default recipe, changed by the arguments; one run's figures."""
+    """Train `network()` from `seed` with the default recipe, unless the arguments say else; one run's figures.
+
+    Everything in and out is plain, so any engine that runs functions elsewhere can run this one. `arguments` go
+    to `fit`.
+    """
     torch.set_num_threads(threads)
     train, test = mnist(validation)
     utils.seed_everything(seed)
     device = utils.get_device()
-    net = getattr(model, network)().to(device)
-    augmentation = utils.Augment(**(augment or {}))
-    train_batches = utils.Batches(train, batch_size, augment=augmentation, shuffle=True, device=device, seed=seed)
-    optimizer, scheduler = utils.recipe(net, epochs=epochs, steps_per_epoch=len(train_batches), **recipe)
+    net = network().to(device)
+    train_batches = utils.Batches(train, batch_size, augment=augment, shuffle=True, device=device, seed=seed)
+    optimizer, scheduler = recipe(net, epochs=epochs, steps_per_epoch=len(train_batches))
     history = utils.fit(
         net,
         train_batches,
@@ -75,6 +80,7 @@ def train_one_seed(
         optimizer=optimizer,
         scheduler=scheduler,
         verbose=False,
+        **arguments,
     )
     if len(history) < epochs:  # fit ends normally on Ctrl-C; here that must end everything
         raise KeyboardInterrupt
@@ -91,15 +97,15 @@ def train_one_seed(
     return {"seed": seed, "threads": threads, **rounded}
 
 
-def new_report(network: str, epochs: int, batch_size: int) -> dict[str, Any]:
+def new_report(network: type[torch.nn.Module], epochs: int, batch_size: int) -> dict[str, Any]:
     """The head of a result file: what is trained, how, and with which versions."""
     train, test = mnist()
-    net = getattr(model, network)()
-    optimizer, scheduler = utils.recipe(net, epochs=epochs, steps_per_epoch=1)
+    net = network()
+    optimizer, _ = utils.recipe(net, epochs=epochs, steps_per_epoch=1)
     defaults = {key: value for key, value in optimizer.defaults.items() if isinstance(value, int | float)}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
-        "network": network,
+        "network": network.__name__,
         "parameters": model.count_parameters(net),
         "epochs": epochs,
         "train_images": len(train),
@@ -129,16 +135,12 @@ def save(report: dict[str, Any], path: Path) -> None:
     write_atomically(path, text.encode())
 
 
-def run_seeds(jobs: list[tuple[str, int]], processes: int, **settings: Any) -> Iterator[dict[str, Any]]:
-    """Train all (network, seed) `jobs`, `processes` at a time; yield each run's figures as it ends."""
-    if processes == 1:
-        for network, seed in jobs:
-            yield train_one_seed(network, seed, **settings)
-        return
+def run_all(jobs: list[dict[str, Any]], processes: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Call `train_one_seed` with each of `jobs`, `processes` at a time; yield (job, figures) as they end."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(train_one_seed, network, seed, **settings) for network, seed in jobs]
+        futures = {pool.submit(train_one_seed, **job): job for job in jobs}
         for future in as_completed(futures):
-            yield future.result()
+            yield futures[future], future.result()
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -152,11 +154,11 @@ def parse_seeds(text: str) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", help="a class of model.py: Net, Nano, Attempt2")
+    parser.add_argument("network", choices=["Net", "Nano", "Attempt2"], help="a class of model.py")
     parser.add_argument("--seeds", type=parse_seeds, default="0-9", help="such as 0-9 or 3,5,8 (default 0-9)")
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--variant", default="", help="ends the file's name, for settings not the default")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
+    parser.add_argument("--variant", default="", help="ends the file's name, for settings that are not the default")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run (default 1)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to write to")
@@ -166,19 +168,20 @@ def main() -> None:
     name = f"accuracy-{options.network.lower()}" + (f"-{options.variant}" if options.variant else "")
     whole_path = options.results / f"{name}.json"
     path = options.results / f"{name}.rank{rank}.json" if world > 1 else whole_path
-    report = new_report(options.network, options.epochs, options.batch_size)
+    network = getattr(model, options.network)
+    report = new_report(network, options.epochs, options.batch_size)
     done = [run for file in {path, whole_path} if file.exists() for run in json.loads(file.read_text())["runs"]]
     report["runs"] = list({run["seed"]: run for run in done}.values())
     missing = [seed for seed in options.seeds if seed not in {run["seed"] for run in done}]
-    jobs = [(options.network, seed) for seed in missing[rank::world]]
-    runs = run_seeds(
-        jobs,
-        1 if world > 1 else options.processes,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        threads=options.threads,
-    )
-    for run in tqdm(runs, total=len(jobs), desc=name, unit="seed", disable=None):
+    settings = {
+        "network": network,
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "threads": options.threads,
+    }
+    jobs = [{"seed": seed, **settings} for seed in missing[rank::world]]
+    runs = run_all(jobs, 1 if world > 1 else options.processes)
+    for _, run in tqdm(runs, total=len(jobs), desc=name, unit="seed", disable=None):
         report["runs"].append(run)
         save(report, path)
         print(f"{name} seed {run['seed']}: final test accuracy {run['test_accuracy'][-1]:.2f} %", flush=True)

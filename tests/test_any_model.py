@@ -129,3 +129,21 @@ def test_muon_finds_the_bottom_of_a_narrow_valley():
         (((weight - goal) * stretch) ** 2).sum().backward()
         optimizer.step()
     assert (weight - goal).abs().max() < 0.1
+
+
+def test_muon_trains_networks_in_channels_last_whose_weights_share_a_shape():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    twin = nn.Sequential(
+        *(type(layer)(*args) for layer, args in zip(net, [(1, 4, 3), (4, 4, 3), (4, 4, 3), (1,), ()], strict=True))
+    )
+    twin.load_state_dict(net.state_dict())
+    twin.to(memory_format=torch.channels_last)
+    images, labels = torch.randn(8, 1, 12, 12), torch.arange(8) % 4
+    for module in (net, twin):
+        F.cross_entropy(module(images), labels).backward()
+        utils.Muon(module.parameters(), 0.1).step()
+    for one, two in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-4)
