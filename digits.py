@@ -84,18 +84,19 @@ def _drop_specks(mask: np.ndarray) -> np.ndarray:
     """Keep the connected parts (8 neighbours) that have at least 4 % of the largest part's pixels."""
     todo, parts = np.pad(mask, 1), []
     for start in np.argwhere(todo).tolist():
-        part = [start] if todo[tuple(start)] else []
+        if not todo[tuple(start)]:
+            continue
         todo[tuple(start)] = False
+        part = [start]
         for y, x in part:  # grows while we walk along it
             for dy, dx in np.argwhere(todo[y - 1 : y + 2, x - 1 : x + 2]).tolist():
                 todo[y + dy - 1, x + dx - 1] = False
                 part.append([y + dy - 1, x + dx - 1])
         parts.append(part)
-    kept = np.zeros_like(todo)
+    enough = 0.04 * max(map(len, parts))
     for part in parts:
-        if len(part) >= max(1, 0.04 * max(map(len, parts))):
-            kept[tuple(np.transpose(part))] = True
-    return kept[1:-1, 1:-1]
+        todo[tuple(np.transpose(part))] = len(part) >= enough
+    return todo[1:-1, 1:-1]
 
 
 def _thicken(ink: np.ndarray) -> np.ndarray:

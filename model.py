@@ -26,7 +26,7 @@ class SpatialMean(nn.Module):
         self.weight = nn.Parameter(torch.zeros(side, side))
 
     def forward(self, maps: Tensor) -> Tensor:
-        grid = self.weight
+        grid: Tensor = self.weight
         if maps.shape[-2:] != grid.shape:
             grid = F.interpolate(grid[None, None], size=maps.shape[-2:], mode="bilinear")[0, 0]
         places = grid.flatten().softmax(0).to(maps.dtype)

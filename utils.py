@@ -146,10 +146,10 @@ class Augment:
     What moves in from outside is zero, the background of images that are bright on black.
     """
 
-    rotation: float = 10.0
-    translation: float = 0.07
-    scale: float = 0.1
-    shear: float = 5.0
+    rotation: float = 15.0
+    translation: float = 0.1
+    scale: float = 0.15
+    shear: float = 10.0
     elastic: float = 0.0
     erasing: float = 0.0
 
@@ -426,7 +426,7 @@ class Muon(Optimizer):
     """
 
     def __init__(
-        self, parameters: Any, learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 0.0
+        self, parameters: Any, learning_rate: float, *, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
         if not learning_rate >= 0 or not 0 <= momentum < 1 or not weight_decay >= 0:
             raise ValueError(
@@ -452,7 +452,7 @@ class Muon(Optimizer):
             matrices = [weight for weight in weights if weight.ndim > 1]
             if group["weight_decay"] and matrices:
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(weights, _orthogonalised(directions), alpha=-group["lr"])
+            torch._foreach_add_(weights, _orthogonalised(list(directions)), alpha=-group["lr"])
 
 
 def _orthogonalised(tensors: list[Tensor]) -> list[Tensor]:
@@ -674,7 +674,8 @@ def _generator_states(run: _Run) -> dict[str, Any]:
     """The state of every generator that training draws from, as tensors and plain values."""
     import numpy
 
-    kind, keys, *rest = numpy.random.get_state()
+    numpy_state: Any = numpy.random.get_state()
+    kind, keys, *rest = numpy_state
     states = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
@@ -790,6 +791,5 @@ def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, 
             dynamo=True,
             verbose=False,
         )
-    buffer = io.BytesIO()
-    program.save(buffer)
-    write_atomically(path, buffer.getvalue())
+    assert program is not None  # it is None for the older exporter alone
+    write_atomically(path, program.model_proto.SerializeToString())

@@ -6,12 +6,14 @@ file already is not run again, so the same command goes on where it was stopped:
 
     python benchmarks/accuracy.py Net --seeds 0-9
     python benchmarks/accuracy.py Net --seeds 0-9 --epochs 5 --variant 5-epochs
+    python benchmarks/accuracy.py Net --seeds 0-4 --dataset fashion-mnist --variant fashion
     torchrun --nproc-per-node 2 benchmarks/accuracy.py Net --seeds 0-9      # any number of processes and hosts
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -40,12 +42,31 @@ BATCH_SIZE = 128
 
 
 @lru_cache(maxsize=1)
-def mnist(validation: bool = False) -> tuple[utils.ImageData, utils.ImageData]:
-    """Training and test images or, with `validation`, 55,000 and 5,000 of the training images."""
-    train, test = utils.load_mnist()
-    if train.source != "mnist":
+def images(dataset: str = "mnist", *, validation: bool = False) -> tuple[utils.ImageData, utils.ImageData]:
+    """Training and test images of `dataset` or, with `validation`, 55,000 and 5,000 of the training images."""
+    train, test = utils.load_mnist() if dataset == "mnist" else fashion_mnist()
+    if train.source == "sample":
         raise SystemExit("The benchmarks need the whole of MNIST: connect once, or set MNIST_ROOT.")
     return utils.split(train, 5000, seed=0) if validation else (train, test)
+
+
+def fashion_mnist() -> tuple[utils.ImageData, utils.ImageData]:
+    """Fashion-MNIST (Xiao et al., 2017): Debian's package dataset-fashion-mnist if it is installed, else a download."""
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    if not folder.exists():
+        from torchvision.datasets import FashionMNIST
+
+        train = utils.as_tensors(FashionMNIST("data", train=True, download=True))
+        return train, utils.as_tensors(FashionMNIST("data", train=False, download=True), statistics_of=train)
+    train, test = (
+        utils.ImageData(
+            utils.read_idx(folder / f"{part}-images-idx3-ubyte.gz")[:, None],
+            utils.read_idx(folder / f"{part}-labels-idx1-ubyte.gz").long(),
+            source="fashion-mnist",
+        )
+        for part in ("train", "t10k")
+    )
+    return train, dataclasses.replace(test, mean=train.mean, std=train.std)
 
 
 def train_one_seed(
@@ -55,6 +76,7 @@ def train_one_seed(
     epochs: int = 15,
     batch_size: int = BATCH_SIZE,
     threads: int = 1,
+    dataset: str = "mnist",
     validation: bool = False,
     augment: utils.Augment | None = utils.Augment(),  # noqa: B008 (frozen)
     recipe: Callable[..., tuple[Any, Any]] = utils.recipe,
@@ -66,7 +88,7 @@ def train_one_seed(
     to `fit`.
     """
     torch.set_num_threads(threads)
-    train, test = mnist(validation)
+    train, test = images(dataset, validation=validation)
     utils.seed_everything(seed)
     device = utils.get_device()
     net = network().to(device)
@@ -97,15 +119,16 @@ def train_one_seed(
     return {"seed": seed, "threads": threads, **rounded}
 
 
-def new_report(network: type[torch.nn.Module], epochs: int, batch_size: int) -> dict[str, Any]:
+def new_report(network: type[torch.nn.Module], epochs: int, batch_size: int, dataset: str = "mnist") -> dict[str, Any]:
     """The head of a result file: what is trained, how, and with which versions."""
-    train, test = mnist()
+    train, test = images(dataset)
     net = network()
     optimizer, _ = utils.recipe(net, epochs=epochs, steps_per_epoch=1)
     defaults = {key: value for key, value in optimizer.defaults.items() if isinstance(value, int | float)}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
         "network": network.__name__,
+        "dataset": dataset,
         "parameters": model.count_parameters(net),
         "epochs": epochs,
         "train_images": len(train),
@@ -158,6 +181,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=parse_seeds, default="0-9", help="such as 0-9 or 3,5,8 (default 0-9)")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
+    parser.add_argument("--dataset", choices=["mnist", "fashion-mnist"], default="mnist")
     parser.add_argument("--variant", default="", help="ends the file's name, for settings that are not the default")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run (default 1)")
@@ -169,7 +193,7 @@ def main() -> None:
     whole_path = options.results / f"{name}.json"
     path = options.results / f"{name}.rank{rank}.json" if world > 1 else whole_path
     network = getattr(model, options.network)
-    report = new_report(network, options.epochs, options.batch_size)
+    report = new_report(network, options.epochs, options.batch_size, options.dataset)
     done = [run for file in {path, whole_path} if file.exists() for run in json.loads(file.read_text())["runs"]]
     report["runs"] = list({run["seed"]: run for run in done}.values())
     missing = [seed for seed in options.seeds if seed not in {run["seed"] for run in done}]
@@ -177,6 +201,7 @@ def main() -> None:
         "network": network,
         "epochs": options.epochs,
         "batch_size": options.batch_size,
+        "dataset": options.dataset,
         "threads": options.threads,
     }
     jobs = [{"seed": seed, **settings} for seed in missing[rank::world]]

@@ -29,9 +29,10 @@ TARGET = 99.40
 ORDER = ["Net", "Attempt2", "Nano"]
 
 
-def read_results(pattern: str) -> list[dict[str, Any]]:
-    """The result files whose names match, the full-length runs first, in the order of ORDER."""
-    reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
+def read_results(dataset: str) -> list[dict[str, Any]]:
+    """The result files of `dataset`, the full-length runs first, in the order of ORDER."""
+    reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("accuracy-*.json"))]
+    reports = [report for report in reports if report.get("dataset", "mnist") == dataset]
     return sorted(reports, key=lambda report: (-report["epochs"], ORDER.index(report["network"])))
 
 
@@ -72,7 +73,12 @@ def accuracy_table() -> str:
         f"p (mean ≤ {TARGET:.2f})",
         "worst of the last 5 epochs, mean",
     ]
-    return table(head, [accuracy_row(report) for report in read_results("accuracy-*.json")])
+    return table(head, [accuracy_row(report) for report in read_results("mnist")])
+
+
+def fashion_table() -> str:
+    head = ["Fashion-MNIST", "parameters", "epochs", "seeds", "final test accuracy, %: mean ± sd", "min – max"]
+    return table(head, [accuracy_row(report)[:6] for report in read_results("fashion-mnist")])
 
 
 def published_table() -> str:
@@ -110,6 +116,7 @@ def summary_of(network: str) -> Callable[[], str]:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "accuracy": accuracy_table,
+    "fashion": fashion_table,
     "published": published_table,
     "ablation": ablation_table,
     **{f"summary-{network}": summary_of(network) for network in ORDER},

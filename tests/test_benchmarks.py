@@ -1,0 +1,91 @@
+"""The README says what the result files say, and one seed can be trained anywhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import accuracy  # noqa: E402
+
+import model  # noqa: E402
+import utils  # noqa: E402
+
+
+@pytest.fixture
+def report():
+    pytest.importorskip("scipy", reason="the report needs scipy, of requirements-extra.txt")
+    import report
+
+    return report
+
+
+def test_the_readme_says_what_the_result_files_say(report):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.fill(readme) == readme, "run python benchmarks/report.py"
+
+
+def test_a_figure_changed_by_hand_is_put_right(report):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "Total params: 5,550" in readme
+    assert report.fill(readme.replace("Total params: 5,550", "Total params: 5,551")) == readme
+
+
+def test_a_marker_that_nobody_writes_is_refused(report):
+    with pytest.raises(ValueError, match="'weather'"):
+        report.fill("<!-- report: weather -->\nsunny\n<!-- end -->")
+
+
+def test_accuracy_row_computes_the_statistics_it_names(report):
+    runs = [{"seed": seed, "test_accuracy": [98.0, 99.0 + seed / 10]} for seed in range(5)]  # finals 99.0 to 99.4
+    row = report.accuracy_row({"network": "Net", "parameters": 7211, "epochs": 2, "runs": runs})
+    assert row[:6] == ["`Net`", "7,211", "2", "5", "**99.20** ± 0.16", "99.00 – 99.40"]
+    assert row[6] == "99.004 – 99.396"  # 99.2 ± 2.776 * 0.1581 / sqrt(5)
+    assert float(row[7]) == pytest.approx(0.98, abs=0.03)
+    assert row[8] == "98.00"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "results").glob("accuracy-*.json")), ids=lambda p: p.stem
+)
+def test_result_files_are_whole(path):
+    result = json.loads(path.read_text())
+    assert result["parameters"] == model.count_parameters(getattr(model, result["network"])()) < 8000
+    assert result["epochs"] <= 15 and (result["train_images"], result["test_images"]) == (60000, 10000)
+    seeds = [run["seed"] for run in result["runs"]]
+    assert len(set(seeds)) == len(seeds) >= 2
+    for run in result["runs"]:
+        for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"):
+            assert len(run[key]) == result["epochs"]
+
+
+def test_parse_seeds():
+    assert accuracy.parse_seeds("0-3,7") == [0, 1, 2, 3, 7]
+
+
+def tiny_run(seed: int) -> dict:
+    """What a cluster's engine would be handed: train_one_seed, on the offline sample's first images."""
+    sample = utils.load_mnist("a-folder-that-is-not-there")
+    accuracy.images = lambda *_, **__: tuple(part[torch.arange(64)] for part in sample)
+    return accuracy.train_one_seed(model.Nano, seed, epochs=1, batch_size=32)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_seed_can_be_trained_in_another_process(monkeypatch):
+    import data
+
+    def refuse(*_):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(data, "_open_url", refuse)
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        run = pool.submit(tiny_run, 3).result()
+    assert run["seed"] == 3 and len(run["test_accuracy"]) == 1
