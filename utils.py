@@ -353,7 +353,9 @@ def train_epoch(
     device, tally = _device_of(model), _Tally()
     # Reading a number makes a GPU wait for all work before it, so there it is done now and then only.
     read_every = 1 if device.type == "cpu" else 50
-    with tqdm(batches, desc=progress, unit="batch", leave=False, disable=None if progress else True) as bar:
+    # None: shown in a terminal or a notebook alone. A notebook that nobody watches is run with TQDM_DISABLE=1.
+    hidden = True if progress is None or os.environ.get("TQDM_DISABLE") else None
+    with tqdm(batches, desc=progress, unit="batch", leave=False, disable=hidden) as bar:
         for number, (inputs, labels) in enumerate(bar, start=1):
             inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):

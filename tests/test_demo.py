@@ -1,0 +1,270 @@
+"""The page in which you draw a digit: what the browser computes is what torch and digits.py compute."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import data
+import digits
+import make_demo
+import model
+import utils
+
+SAMPLE = data._SAMPLE
+NETWORKS = [model.Net, model.Nano, model.Attempt2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --force-prefers-reduced-motion --virtual-time-budget=100000"
+).split()
+
+
+def sample() -> data.ImageData:
+    images, labels = (data.read_idx(SAMPLE / f"t10k-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
+    return data.ImageData(images[:, None], labels.long())
+
+
+def trained(network: type[nn.Module]) -> nn.Module:
+    """A network in eval mode that answers each digit differently, no number of which is a starting value."""
+    torch.manual_seed(0)
+    net, images = network(), sample()[::10]
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+        for layer in net.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 1.0  # the statistics of these images, at once
+        net((images.images / 255 - images.mean[0]) / images.std[0])
+    return net.eval()
+
+
+def logits(net: nn.Module, images: data.ImageData) -> np.ndarray:
+    with torch.no_grad():
+        return net((images.images / 255 - images.mean[0]) / images.std[0]).numpy()
+
+
+def test_the_page_is_one_small_file_that_asks_no_network():
+    for network in NETWORKS:
+        page = make_demo.make_page(trained(network), sample())
+        assert len(page.encode()) < 300_000
+        assert not re.search(r"https?://|//\w|@import|\burl\(|fetch\(|<link|\bsrc=|__NETWORK__", re.sub("// .*", "", page))
+        assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_of_the_kit_is_exported_and_stays_as_it_was(network):
+    net = network().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    exported = make_demo.export_layers(net)
+    assert {layer["kind"] for layer in exported} <= {"conv", "scale", "silu", "relu", "max", "average", "mean"}
+    assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    weights = sum(len(layer["weight"]) for layer in exported if layer["kind"] == "conv")
+    assert weights == sum(layer.weight.numel() for layer in net.layers if isinstance(layer, nn.Conv2d))
+
+
+def test_a_module_used_twice_counts_twice_and_nested_stacks_are_walked():
+    net = nn.Module()
+    relu = nn.ReLU()
+    net.layers = nn.Sequential(nn.Conv2d(1, 2, 3), relu, nn.Sequential(nn.Dropout(0.5), nn.Conv2d(2, 2, 3), relu))
+    assert [layer["kind"] for layer in make_demo.export_layers(net)] == ["conv", "relu", "conv", "relu"]
+
+
+@pytest.mark.parametrize(
+    ("module", "word"),
+    [
+        (nn.GELU(), "GELU"),
+        (nn.Linear(28, 10), "Linear"),
+        (nn.Conv2d(1, 4, 3, dilation=2), "dilation"),
+        (nn.Conv2d(1, 4, (3, 5)), "kernel_size"),
+        (nn.Conv2d(1, 4, 3, padding="same"), "padding"),
+        (nn.MaxPool2d(2, ceil_mode=True), "ceil_mode"),
+        (nn.BatchNorm2d(1, affine=False), "affine"),
+    ],
+)
+def test_what_the_page_does_not_know_is_refused_by_name(module, word):
+    net = nn.Module()
+    net.layers = nn.Sequential(nn.ReLU(), module)
+    with pytest.raises((TypeError, ValueError), match=rf"layers\.1: .*{word}"):
+        make_demo.export_layers(net)
+
+
+def test_a_network_without_layers_is_refused_by_name():
+    with pytest.raises(TypeError, match="Linear"):
+        make_demo.export_layers(nn.Linear(2, 2))
+
+
+def run(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["make_demo.py", *map(str, arguments)])
+    make_demo.main()
+
+
+def test_the_command_writes_the_page_or_says_what_to_do(tmp_path, monkeypatch, capsys):
+    checkpoint, page = tmp_path / "net.pt", tmp_path / "demo.html"
+    monkeypatch.setattr(utils, "load_mnist", lambda: (sample(), sample()))
+    with pytest.raises(SystemExit, match="is missing: train a network first"):
+        run(monkeypatch, "--checkpoint", checkpoint)
+    utils.save_checkpoint(checkpoint, {"model": model.Nano().state_dict(), "settings": {"training images": "1000"}})
+    with pytest.raises(SystemExit, match="does not hold the weights of Net"):
+        run(monkeypatch, "--checkpoint", checkpoint, "--output", page)
+    assert not page.exists()
+    run(monkeypatch, "--checkpoint", checkpoint, "--output", page, "--network", "Nano")
+    assert "demo.html" in capsys.readouterr().out and page.stat().st_size > 50_000
+    utils.save_checkpoint(checkpoint, {"model": model.Nano().state_dict(), "settings": {"training images": "60000"}})
+    with pytest.raises(SystemExit, match="trained on 60000 images, but 1000 are here"):
+        run(monkeypatch, "--checkpoint", checkpoint, "--output", page, "--network", "Nano")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(SystemExit, match="cut short"):
+        run(monkeypatch, "--checkpoint", checkpoint)
+
+
+# ----------------------------------------------------------------------------------------- In the browser
+
+in_browser = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
+
+
+def in_page(folder, page: str, script: str, values: object = None) -> object:
+    """Open `page` in headless Chromium, run `script` in it with `values`, and return what it returns."""
+    extra = f"""<pre id="result"></pre><script>
+      const values = {json.dumps(values)};
+      const pack = (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+      const unpack = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+      try {{ $("result").textContent = JSON.stringify((() => {{ {script} }})()); }}
+      catch (error) {{ $("result").textContent = JSON.stringify({{error: error.stack}}); }}
+    </script>"""
+    file = folder / "page.html"
+    file.write_text(page + extra, encoding="utf-8")
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    found = re.search(r'<pre id="result">(.+?)</pre>', done.stdout, re.DOTALL)
+    assert found, f"the page gave no result: {done.stdout[-500:]} {done.stderr[-2000:]}"
+    result = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert not (isinstance(result, dict) and "error" in result), result["error"]
+    return result
+
+
+def pack(pixels: np.ndarray) -> str:
+    return base64.b64encode(pixels.astype(np.uint8).tobytes()).decode()
+
+
+def unpack(text: str, *shape: int) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(shape)
+
+
+class TestBrowser:
+    pytestmark = in_browser
+
+    @pytest.mark.parametrize("network", NETWORKS)
+    def test_logits_equal_torchs(self, network, tmp_path):
+        images, net = sample()[::5], trained(network)
+        found = in_page(
+            tmp_path,
+            make_demo.make_page(net, images),
+            "return values.map((image) => [...forward(unpack(image)).at(-1).data]);",
+            [pack(image.numpy()) for image in images.images],
+        )
+        expected = logits(net, images)
+        assert len(expected) == 200 and expected.std(0).min() > 0.1
+        difference = np.abs(np.array(found) - expected).max()
+        print(f"{network.__name__}: largest difference of 200 x 10 logits {difference:.1e}")
+        assert difference < 1e-3
+
+    def test_preparation_equals_prepare_digit(self, tmp_path):
+        """Digits enlarged on light and dark, clean and lit unevenly, of every size from 60 to 400 pixels."""
+        pictures = [scene(image[0].numpy(), seed) for seed, image in enumerate(sample().images[::5])]
+        found = in_page(
+            tmp_path,
+            make_demo.make_page(model.Nano(), sample()),
+            """return values.map(([text, height, width]) => {
+              const prepared = prepareDigit({data: Float64Array.from(unpack(text), (v) => v / 255), height, width});
+              return prepared && pack(prepared);
+            });""",
+            [[pack(picture), *picture.shape] for picture in pictures],
+        )
+        compare([unpack(text, 28, 28) if text else None for text in found], pictures)
+
+    def test_what_is_drawn_on_the_canvas_is_prepared_as_by_prepare_digit(self, tmp_path):
+        found = in_page(
+            tmp_path,
+            make_demo.make_page(model.Nano(), sample()),
+            """
+            let state = 1;
+            const random = () => (state = (state * 16807) % 2147483647) / 2147483647;
+            return Array.from({length: 200}, (_, number) => {
+              clear();
+              for (const part of handwriting(number % 10, random)) {
+                strokes.push([]);
+                addPoints(part);
+              }
+              const grey = drawingAsGrey(), prepared = prepareDigit(grey);
+              return [pack(grey.data.map((value) => Math.round(255 * value))), prepared && pack(prepared)];
+            });""",
+        )
+        pictures = [unpack(picture, 160, 160) for picture, _ in found]
+        assert all(200 < (picture > 127).sum() < 8000 for picture in pictures)
+        compare([unpack(text, 28, 28) if text else None for _, text in found], pictures)
+
+    def test_the_page_shows_what_it_reads_and_clear_empties_it(self, tmp_path):
+        net = trained(model.Net)
+        found = in_page(
+            tmp_path,
+            make_demo.make_page(net, sample()),
+            """
+            const seen = () => ({
+              digit: $("digit").textContent,
+              shares: [...$("bars").querySelectorAll(".unseen")].map((span) => parseFloat(span.textContent.slice(2))),
+              colours: new Set(rows[0].contexts[0].getImageData(0, 0, rows[0].side, rows[0].side).data).size,
+              pixels: pack($("prepared").getContext("2d").getImageData(0, 0, 28, 28).data.filter((_, at) => at % 4 === 0)),
+            });
+            document.dispatchEvent(new KeyboardEvent("keydown", {key: "5"}));
+            read();
+            const drawn = seen();
+            $("clear").click();
+            read();
+            return [drawn, seen(), rows.map((row) => row.contexts.length)];""",
+        )
+        drawn, empty, maps = found
+        pixels = torch.from_numpy(unpack(drawn["pixels"], 1, 28, 28).copy())
+        probabilities = utils.predict(net, pixels, data=sample())
+        assert drawn["digit"] == str(int(probabilities.argmax()))
+        assert np.abs(np.array(drawn["shares"]) - 100 * probabilities.numpy()).max() < 0.06
+        assert drawn["colours"] > 10
+        assert empty["digit"] == "" and max(empty["shares"]) == 0 and not unpack(empty["pixels"], 784).any()
+        kinds = (nn.Conv2d, nn.MaxPool2d, model.SpatialMean)
+        assert len(maps) == sum(isinstance(layer, kinds) for layer in net.layers)
+
+
+def scene(image: np.ndarray, seed: int) -> np.ndarray:
+    """A 28 x 28 digit as a picture: enlarged, somewhere, on light or dark, every third one lit unevenly with noise."""
+    draw = np.random.default_rng(seed)
+    height, width = draw.integers(60, 400, 2)
+    side = int(min(height, width) * draw.uniform(0.5, 0.9))
+    ink = torch.from_numpy(image)[None, None] / 255
+    ink = torch.nn.functional.interpolate(ink, size=(side, side), mode="bilinear")[0, 0].numpy()
+    picture = np.zeros((height, width))
+    top, left = draw.integers(0, height - side + 1), draw.integers(0, width - side + 1)
+    picture[top : top + side, left : left + side] = ink
+    picture = 0.1 + draw.uniform(0.5, 0.8) * picture
+    if seed % 3 == 0:
+        picture += np.linspace(-0.05, 0.1, width) + draw.normal(0, 0.01, picture.shape)
+    if seed % 2:
+        picture = 1 - picture
+    return (255 * picture).clip(0, 255).astype(np.uint8)
+
+
+def compare(found: list[np.ndarray | None], pictures: list[np.ndarray]) -> None:
+    expected = [digits.prepare_digit(picture)[0].numpy() for picture in pictures]
+    assert len(found) == len(expected) >= 200
+    assert all(pixels is not None for pixels in found)
+    differences = [np.abs(a.astype(int) - b).max() for a, b in zip(found, expected, strict=True)]
+    print(f"{len(found)} pictures: largest difference {max(differences)} grey levels, {sum(map(bool, differences))} differ")
+    assert max(differences) <= 1
