@@ -22,10 +22,8 @@ def prepare_digit(image: Any) -> Tensor:
     for what is no picture.
     """
     grey = _to_grey(image)
-    small = _shrink(grey, WORK)
-    border = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
-    if np.median(border) > (small.min() + small.max()) / 2:
-        grey = 1 - grey  # dark ink on light paper
+    if _is_dark_on_light(_shrink(grey, WORK)):
+        grey = 1 - grey
     grey = grey[_box(_ink(_shrink(grey, WORK)), grey.shape, margin=0.25)]  # a first look finds the digit,
     ink = _thicken(_ink(_shrink(grey, WORK)))  # a second one, from nearby, sees its details
     ink = _shrink(ink[_box(ink, ink.shape)], BOX, enlarge=True)
@@ -33,6 +31,16 @@ def prepare_digit(image: Any) -> Tensor:
     out = np.zeros((SIDE, SIDE))
     out[rows, columns] = ink / ink.max()
     return torch.from_numpy(np.floor(255 * out + 0.5).astype(np.uint8))[None]
+
+
+def _is_dark_on_light(grey: np.ndarray) -> bool:
+    """Whether the border is nearer to the brightest than to the darkest, as seen and with the lighting evened."""
+    score = 0.0
+    for picture in (grey, grey - _quadratic(grey)):
+        border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        low, high = picture.min(), picture.max()
+        score += (np.median(border) - (low + high) / 2) / max(high - low, 1e-9)
+    return bool(score > 0)
 
 
 def _ink(grey: np.ndarray) -> np.ndarray:
@@ -60,14 +68,19 @@ def _background(grey: np.ndarray) -> np.ndarray:
     """
     ground = _shrink(grey, COARSE)
     size = max(ground.shape) // 6 * 2 + 1
-    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in ground.shape), indexing="ij")
     surface = np.zeros_like(ground)
     for _ in range(3):  # ink still biases the first surface
         rest = _slide(_slide(ground - surface, size, np.min), size, np.max)
-        for term in (y**0, y, x, y * x, y**2 - (y**2).mean(), x**2 - (x**2).mean()):  # orthogonal to each other
-            surface = surface + term * (term * rest).sum() / (term * term).sum()
+        surface = surface + _quadratic(rest)
     rest = _slide(_slide(ground - surface, size, np.min), size, np.max)
     return _resize(surface + rest, *grey.shape)
+
+
+def _quadratic(image: np.ndarray) -> np.ndarray:
+    """The least-squares surface of second degree: its terms are orthogonal on a full grid, so no system to solve."""
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in image.shape), indexing="ij")
+    terms = (y**0, y, x, y * x, y**2 - (y**2).mean(), x**2 - (x**2).mean())
+    return sum(term * (term * image).sum() / (term * term).sum() for term in terms)
 
 
 def _otsu(values: np.ndarray) -> float:

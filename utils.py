@@ -6,6 +6,7 @@ percentages. Nothing here knows a network, a data set, an optimizer or a number 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -53,6 +54,7 @@ __all__ = [
     "Metrics",
     "Muon",
     "NonFiniteLoss",
+    "WeightAverage",
     "as_tensors",
     "evaluate",
     "export_onnx",
@@ -333,6 +335,32 @@ class _Tally:
         return Metrics(loss / count, 100 * hits / count)
 
 
+class WeightAverage:
+    """A moving average of the weights and buffers of `model`, taken after every step (Polyak and Juditsky, 1992).
+
+    It forgets by the factor `decay` a step; until it has seen 1 / (1 - decay) steps, all count the same. `model`
+    of the average has the averaged weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"average is {decay!r}; expected a decay between 0 and 1, such as 0.999, or None")
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights that `model` has now."""
+        self.steps += 1
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        means, values = zip(*((mean, value) for mean, value in pairs if mean.is_floating_point()), strict=True)
+        torch._foreach_lerp_(means, values, max(1 - self.decay, 1 / self.steps))
+        for mean, value in pairs:
+            if not mean.is_floating_point():  # BatchNorm's count of batches
+                mean.copy_(value)
+
+
 def train_epoch(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -340,14 +368,16 @@ def train_epoch(
     *,
     criterion: Criterion = F.cross_entropy,
     scheduler: LRScheduler | None = None,
+    average: WeightAverage | None = None,
     precision: torch.dtype = torch.float32,
     progress: str | None = None,
 ) -> Metrics:
     """Train `model` for one pass over `batches`; the metrics are those seen on the way, augmentation included.
 
-    `model` returns logits (N, K) for inputs (N, ...); labels are (N,). `scheduler` is stepped after every batch.
-    `precision` is the type of autocast: torch.bfloat16 is faster where the hardware has it. `progress` names a
-    progress bar. Raises NonFiniteLoss, before the step is taken on the CPU, within 50 batches elsewhere.
+    `model` returns logits (N, K) for inputs (N, ...); labels are (N,). After every batch `scheduler` is stepped
+    and `average` updated. `precision` is the type of autocast: torch.bfloat16 is faster where the hardware has
+    it. `progress` names a progress bar. Raises NonFiniteLoss, before the step is taken on the CPU, within 50
+    batches elsewhere.
     """
     model.train()
     device, tally = _device_of(model), _Tally()
@@ -368,6 +398,8 @@ def train_epoch(
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
+            if average is not None:
+                average.update(getattr(model, "module", model))  # DistributedDataParallel wraps the model
             tally.add(loss, logits, labels)
             if number % 50 == 0 and not bar.disable:
                 bar.set_postfix_str(f"loss {loss.item():.4f}")
@@ -512,6 +544,7 @@ def fit(
     scheduler: Any = None,
     scheduler_step: str = "batch",
     criterion: Criterion = F.cross_entropy,
+    average: float | None = None,
     precision: torch.dtype = torch.float32,
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[History], None] | None = None,
@@ -520,11 +553,12 @@ def fit(
     """Train `model` for `epochs` passes over `train_batches`, testing after each; return what was measured.
 
     Batches are any re-iterable of (inputs, labels), a DataLoader included. `scheduler` is stepped after every
-    "batch" or "epoch", as `scheduler_step` says. With `checkpoint`, a file, every finished epoch is saved and the
-    same call goes on after the last one saved, to the bit as if it had never stopped (on the CPU). Ctrl-C ends
-    the training normally, with the history so far. `on_epoch(history)` is called after each epoch; `verbose`
-    shows a bar and prints a line per epoch. Under `start_distributed` the gradients are averaged over all
-    processes, and the first one alone prints and saves.
+    "batch" or "epoch", as `scheduler_step` says. `average`, a decay such as 0.999, keeps a moving average of the
+    weights (see WeightAverage): it is what is tested after each epoch, and what `model` holds in the end.
+    With `checkpoint`, a file, every finished epoch is saved and the same call goes on after the last one saved,
+    to the bit as if it had never stopped (on the CPU). Ctrl-C ends the training normally, with the history so
+    far. `on_epoch(history)` is called after each epoch; `verbose` shows a bar and prints a line per epoch. Under
+    `start_distributed` the gradients are averaged over all processes, and the first alone prints and saves.
 
     Raises ValueError for bad arguments or a checkpoint of another run, NonFiniteLoss where training diverges.
     """
@@ -535,7 +569,9 @@ def fit(
     rank, world = _rank_and_world()
     verbose = verbose and rank == 0
     history = History()
-    run = _Run(model, optimizer, scheduler, train_batches, history)
+    averaged = WeightAverage(model, average) if average is not None else None
+    tested = averaged.model if averaged is not None else model
+    run = _Run(model, averaged, optimizer, scheduler, train_batches, history)
     settings = _describe_run(run, epochs, scheduler_step, criterion, precision)
     trained = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     try:
@@ -549,10 +585,11 @@ def fit(
                 optimizer,
                 criterion=criterion,
                 scheduler=scheduler if scheduler_step == "batch" else None,
+                average=averaged,
                 precision=precision,
                 progress=f"epoch {epoch}/{epochs}" if verbose else None,
             )
-            test = evaluate(model, test_batches, criterion=criterion)
+            test = evaluate(tested, test_batches, criterion=criterion)
             with _interrupt_later():  # an epoch is in the history and on the disk, or in neither
                 if scheduler is not None and scheduler_step == "epoch":
                     scheduler.step()
@@ -563,6 +600,8 @@ def fit(
                 print(_epoch_line(history, epochs), flush=True)
             if on_epoch is not None:
                 on_epoch(history)
+        if averaged is not None:
+            model.load_state_dict(averaged.model.state_dict())
     except KeyboardInterrupt:
         if verbose:
             kept = "the same call goes on from here" if checkpoint else "give `checkpoint` a file to go on another time"
@@ -655,6 +694,7 @@ class _Run(NamedTuple):
     """All that changes while `fit` trains, and so all that a checkpoint must hold."""
 
     model: nn.Module
+    averaged: WeightAverage | None
     optimizer: Optimizer
     scheduler: Any
     train_batches: Any
@@ -662,9 +702,12 @@ class _Run(NamedTuple):
 
 
 def _snapshot(run: _Run, settings: dict[str, str]) -> dict[str, Any]:
+    averaged = run.averaged
     return {
         "settings": settings,
-        "model": run.model.state_dict(),
+        "model": averaged.model.state_dict() if averaged is not None else run.model.state_dict(),
+        "trained": run.model.state_dict() if averaged is not None else None,
+        "averaged_steps": averaged.steps if averaged is not None else 0,
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict() if run.scheduler is not None else None,
         "generators": _generator_states(run),
@@ -703,7 +746,10 @@ def _resume(run: _Run, settings: dict[str, str], path: str | Path, verbose: bool
             f"{path} belongs to another run; give checkpoint another name, or delete the file to start afresh. "
             f"What differs (- in the file, + now):\n" + "\n".join(differences)
         )
-    run.model.load_state_dict(state["model"])
+    if run.averaged is not None:
+        run.averaged.model.load_state_dict(state["model"])
+        run.averaged.steps = state["averaged_steps"]
+    run.model.load_state_dict(state["model"] if run.averaged is None else state["trained"])
     run.optimizer.load_state_dict(state["optimizer"])
     if run.scheduler is not None:
         run.scheduler.load_state_dict(state["scheduler"])
@@ -748,6 +794,7 @@ def _describe_run(run: _Run, epochs: int, scheduler_step: str, criterion: Any, p
         "optimizer": f"{type(run.optimizer).__name__} {run.optimizer.defaults}",
         "scheduler": f"{type(run.scheduler).__name__} {steps}, stepped per {scheduler_step}",
         "criterion": _name(criterion),
+        "average": str(run.averaged.decay if run.averaged is not None else None),
         "precision": str(precision),
     }
 
