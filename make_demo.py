@@ -78,7 +78,9 @@ def make_page(network: nn.Module, train: ImageData) -> str:
         "std": train.std[0],
         "layers": export_layers(network),
     }
-    text = json.dumps(exported, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")  # no tag may end the script early
+    text = json.dumps(exported, separators=(",", ":"), allow_nan=False).replace(
+        "<", "\\u003c"
+    )  # no tag may end the script early
     return TEMPLATE.read_text(encoding="utf-8").replace("__NETWORK__", text)
 
 

@@ -527,11 +527,20 @@ def linear_schedule(optimizer: Optimizer, steps: int, warmup: float = 0.2) -> LR
 
 
 def recipe(
-    model: nn.Module, *, epochs: int, steps_per_epoch: int, learning_rate: float = 0.05
-) -> tuple[Optimizer, LRScheduler]:
-    """The kit's default recipe for `fit`: Muon, and `linear_schedule` over the whole training."""
+    model: nn.Module,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    learning_rate: float = 0.05,
+    average: float | None = 0.998,
+) -> dict[str, Any]:
+    """The kit's default recipe, as arguments for `fit`: Muon, `linear_schedule` and an average of the weights.
+
+    To be used so: fit(net, batches, test_batches, epochs=15, **recipe(net, epochs=15, steps_per_epoch=len(batches)))
+    """
     optimizer = Muon(model.parameters(), learning_rate)
-    return optimizer, linear_schedule(optimizer, epochs * steps_per_epoch)
+    scheduler = linear_schedule(optimizer, epochs * steps_per_epoch)
+    return {"optimizer": optimizer, "scheduler": scheduler, "average": average}
 
 
 def fit(

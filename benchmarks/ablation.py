@@ -43,14 +43,18 @@ def with_dropout() -> nn.Module:
     return model.Net(dropout=0.05)
 
 
-def adamw(net: nn.Module, *, epochs: int, steps_per_epoch: int) -> tuple[Any, Any]:
+def with_optimizer(optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
+    return {"optimizer": optimizer, "scheduler": utils.linear_schedule(optimizer, steps), "average": 0.998}
+
+
+def adamw(net: nn.Module, *, epochs: int, steps_per_epoch: int) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.02, betas=(0.9, 0.99), weight_decay=1e-4)
-    return optimizer, utils.linear_schedule(optimizer, epochs * steps_per_epoch)
+    return with_optimizer(optimizer, epochs * steps_per_epoch)
 
 
-def sgd(net: nn.Module, *, epochs: int, steps_per_epoch: int) -> tuple[Any, Any]:
+def sgd(net: nn.Module, *, epochs: int, steps_per_epoch: int) -> dict[str, Any]:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    return optimizer, utils.linear_schedule(optimizer, epochs * steps_per_epoch)
+    return with_optimizer(optimizer, epochs * steps_per_epoch)
 
 
 DEFAULT = utils.Augment()
@@ -63,6 +67,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "without shear": {"augment": utils.Augment(shear=0)},
     "with erasing, probability 0.25": {"augment": utils.Augment(erasing=0.25)},
     "with elastic draws of 0.5 pixels": {"augment": utils.Augment(elastic=0.5)},
+    "no average of the weights": {"recipe": functools.partial(utils.recipe, average=None)},
     "AdamW in place of Muon": {"recipe": adamw},
     "SGD with Nesterov momentum in place of Muon": {"recipe": sgd},
     "batch size 256": {"batch_size": 256},

@@ -79,7 +79,7 @@ def train_one_seed(
     dataset: str = "mnist",
     validation: bool = False,
     augment: utils.Augment | None = utils.Augment(),  # noqa: B008 (frozen)
-    recipe: Callable[..., tuple[Any, Any]] = utils.recipe,
+    recipe: Callable[..., dict[str, Any]] = utils.recipe,
     **arguments: Any,
 ) -> dict[str, Any]:
     """Train `network()` from `seed` with the default recipe, unless the arguments say else; one run's figures.
@@ -93,15 +93,13 @@ def train_one_seed(
     device = utils.get_device()
     net = network().to(device)
     train_batches = utils.Batches(train, batch_size, augment=augment, shuffle=True, device=device, seed=seed)
-    optimizer, scheduler = recipe(net, epochs=epochs, steps_per_epoch=len(train_batches))
     history = utils.fit(
         net,
         train_batches,
         utils.Batches(test, 1000, device=device),
         epochs=epochs,
-        optimizer=optimizer,
-        scheduler=scheduler,
         verbose=False,
+        **recipe(net, epochs=epochs, steps_per_epoch=len(train_batches)),
         **arguments,
     )
     if len(history) < epochs:  # fit ends normally on Ctrl-C; here that must end everything
@@ -123,7 +121,8 @@ def new_report(network: type[torch.nn.Module], epochs: int, batch_size: int, dat
     """The head of a result file: what is trained, how, and with which versions."""
     train, test = images(dataset)
     net = network()
-    optimizer, _ = utils.recipe(net, epochs=epochs, steps_per_epoch=1)
+    recipe = utils.recipe(net, epochs=epochs, steps_per_epoch=1)
+    optimizer = recipe["optimizer"]
     defaults = {key: value for key, value in optimizer.defaults.items() if isinstance(value, int | float)}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
@@ -136,6 +135,7 @@ def new_report(network: type[torch.nn.Module], epochs: int, batch_size: int, dat
         "config": {
             "optimizer": type(optimizer).__name__,
             **defaults,
+            "average": recipe["average"],
             "batch_size": batch_size,
             "augmentation": repr(utils.Augment()),
             "device": str(utils.get_device()),

@@ -42,17 +42,15 @@ def train(checkpoint: Path | None, seed: int, told: Any = None) -> dict[str, tor
     data = utils.ImageData(images, torch.arange(64) % 10)
     net = model.Net(dropout=0.1)
     batches = utils.Batches(data, 16, augment=utils.Augment(), shuffle=True, seed=seed)
-    optimizer, scheduler = utils.recipe(net, epochs=EPOCHS, steps_per_epoch=len(batches))
     utils.fit(
         net,
         batches,
         utils.Batches(data, 64),
         epochs=EPOCHS,
-        optimizer=optimizer,
-        scheduler=scheduler,
         checkpoint=checkpoint,
         on_epoch=None if told is None else lambda history: told.send(len(history)),
         verbose=False,
+        **utils.recipe(net, epochs=EPOCHS, steps_per_epoch=len(batches)),
     )
     return net.state_dict()
 
