@@ -10,27 +10,7 @@ import io
 from contextlib import redirect_stdout
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class SpatialMean(nn.Module):
-    """Global average pooling that learns how much each place counts: (N, C, H, W) -> (N, C).
-
-    The weights of the places are a softmax over `side` x `side` learned numbers, so they are positive and sum to
-    one; they start equal, as the plain mean. For maps of another size the grid of numbers is resized.
-    """
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(side, side))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        grid: Tensor = self.weight
-        if maps.shape[-2:] != grid.shape:
-            grid = F.interpolate(grid[None, None], size=maps.shape[-2:], mode="bilinear")[0, 0]
-        places = grid.flatten().softmax(0).to(maps.dtype)
-        return maps.flatten(2) @ places
 
 
 def conv_block(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:
@@ -63,9 +43,10 @@ class Net(nn.Module):
             *bottleneck(16, 8, 16),  # 7, RF 23
             *bottleneck(16, 8, 16),  # 7, RF 31
             *bottleneck(16, 8, 16),  # 7, RF 39
+            nn.AdaptiveAvgPool2d(1),  # 7 -> 1: the whole image
             nn.Dropout(dropout),
-            nn.Conv2d(16, num_classes, 1),  # 7, RF 39
-            SpatialMean(7),  # 7 -> 1: the whole image
+            nn.Conv2d(16, num_classes, 1),  # 1
+            nn.Flatten(),
         )
         # With few channels the CPU's convolutions are fastest when the channels of a pixel lie side by side.
         self.to(memory_format=torch.channels_last)
@@ -86,9 +67,10 @@ class Nano(nn.Module):
             nn.MaxPool2d(2),  # 14 -> 7, RF 15
             *bottleneck(12, 6, 12),  # 7, RF 23
             *bottleneck(12, 6, 12),  # 7, RF 31
+            nn.AdaptiveAvgPool2d(1),  # 7 -> 1: the whole image
             nn.Dropout(dropout),
-            nn.Conv2d(12, num_classes, 1),  # 7, RF 31
-            SpatialMean(7),  # 7 -> 1: the whole image
+            nn.Conv2d(12, num_classes, 1),  # 1
+            nn.Flatten(),
         )
         self.to(memory_format=torch.channels_last)
 

@@ -33,12 +33,6 @@ def with_relu() -> nn.Module:
     return net
 
 
-def with_plain_mean() -> nn.Module:
-    net = model.Net()
-    net.layers[-1] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return net
-
-
 def with_dropout() -> nn.Module:
     return model.Net(dropout=0.05)
 
@@ -72,7 +66,6 @@ PARTS: dict[str, dict[str, Any]] = {
     "SGD with Nesterov momentum in place of Muon": {"recipe": sgd},
     "batch size 256": {"batch_size": 256},
     "ReLU in place of SiLU": {"network": with_relu},
-    "plain mean in place of SpatialMean": {"network": with_plain_mean},
     "dropout of 0.05 before the classifier": {"network": with_dropout},
     "label smoothing of 0.1": {"criterion": functools.partial(F.cross_entropy, label_smoothing=0.1)},
 }

@@ -94,18 +94,3 @@ def test_house_style_batchnorm_dropout_and_1x1_transitions(network):
     assert nn.BatchNorm2d in kinds and nn.Dropout in kinds
     convolutions = [module for module in network().modules() if isinstance(module, nn.Conv2d)]
     assert any(convolution.kernel_size == (1, 1) for convolution in convolutions)
-
-
-def test_spatial_mean_starts_as_the_plain_mean_and_weighs_places_after():
-    pool, maps = model.SpatialMean(4), torch.rand(2, 3, 4, 4)
-    assert torch.allclose(pool(maps), maps.mean((2, 3)))
-    with torch.no_grad():
-        pool.weight[1, 2] = 50.0  # nearly all the weight on one place
-    assert torch.allclose(pool(maps), maps[:, :, 1, 2], atol=1e-5)
-
-
-def test_spatial_mean_of_a_constant_map_is_that_constant_at_any_size():
-    pool = model.SpatialMean(7)
-    nn.init.normal_(pool.weight)
-    for side in (5, 7, 16):
-        assert torch.allclose(pool(torch.full((1, 2, side, side), 3.0)), torch.full((1, 2), 3.0))
