@@ -310,7 +310,7 @@ class NonFiniteLoss(ValueError):
 
 
 class _Tally:
-    """Sums over an epoch, kept on the device; `metrics` reads them, once, summed over all processes."""
+    """Sums over an epoch, kept on the device until somebody reads them."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
@@ -322,17 +322,25 @@ class _Tally:
         self.hits.append((logits.argmax(1) == labels).sum())
         self.count += len(labels)
 
-    def metrics(self) -> Metrics:
+    def sums(self) -> Tensor:
+        """Loss, hits and images so far, in this process: (3,) on the CPU."""
         if not self.count:
             raise ValueError("batches held no images; expected at least one batch")
-        device = self.losses[0].device
-        sums = torch.stack([torch.stack(self.losses).sum(), torch.stack(self.hits).sum()]).cpu().double()
-        sums = torch.cat([sums, torch.tensor([self.count], dtype=torch.float64)])
+        loss, hits = torch.stack([torch.stack(self.losses).sum(), torch.stack(self.hits).sum()]).tolist()
+        return torch.tensor([loss, hits, self.count], dtype=torch.float64)
+
+    def metrics(self) -> Metrics:
+        """Over all processes."""
+        sums = self.sums()
         if _rank_and_world()[1] > 1:
-            sums = sums.to(device)
+            sums = sums.to(self.losses[0].device)
             torch.distributed.all_reduce(sums)
-        loss, hits, count = sums.tolist()
-        return Metrics(loss / count, 100 * hits / count)
+        return _metrics(sums)
+
+
+def _metrics(sums: Tensor) -> Metrics:
+    loss, hits, count = sums.tolist()
+    return Metrics(loss / count, 100 * hits / count)
 
 
 class WeightAverage:
@@ -402,7 +410,8 @@ def train_epoch(
                 average.update(getattr(model, "module", model))  # DistributedDataParallel wraps the model
             tally.add(loss, logits, labels)
             if number % 50 == 0 and not bar.disable:
-                bar.set_postfix_str(f"loss {loss.item():.4f}")
+                so_far = _metrics(tally.sums())
+                bar.set_postfix_str(f"loss {so_far.loss:.4f}, accuracy {so_far.accuracy:.2f} %")
     metrics = tally.metrics()
     if not math.isfinite(metrics.loss):
         raise NonFiniteLoss(_why_not_finite(metrics.loss, number, inputs, optimizer))

@@ -368,3 +368,14 @@ def test_predict_gives_probabilities_for_one_image_and_for_many():
 def test_predict_says_what_uint8_images_need():
     with pytest.raises(ValueError, match="data=train"):
         utils.predict(model.Net(), random_data().images)
+
+
+def test_the_bar_shows_running_loss_and_accuracy(monkeypatch):
+    shown = []
+    monkeypatch.setattr(utils.tqdm, "set_postfix_str", lambda self, text: shown.append(text), raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    batches = [(torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 1]))] * 50
+    net = nn.Linear(2, 2)
+    nn.init.eye_(net.weight), nn.init.zeros_(net.bias)
+    utils.train_epoch(net, batches, torch.optim.SGD(net.parameters(), lr=0.0), progress="epoch 1/1")
+    assert shown == ["loss 4.5001, accuracy 50.00 %"]
