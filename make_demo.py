@@ -37,8 +37,8 @@ def main() -> None:
     trained_on = state.get("settings", {}).get("training images", "unknown")
     if trained_on not in ("unknown", str(len(train))):
         raise SystemExit(
-            f"{arguments.checkpoint} was trained on {trained_on} images, but {len(train)} are here, and the page has to "
-            "normalise as the training did: connect once or set MNIST_ROOT, then run this command again."
+            f"{arguments.checkpoint} was trained on {trained_on} images, but {len(train)} are here, and the page "
+            "has to normalise as the training did: connect once or set MNIST_ROOT, then run this command again."
         )
     page = make_page(network, train).encode()
     write_atomically(arguments.output, page)
@@ -88,7 +88,7 @@ def export_layers(network: nn.Module) -> list[dict[str, Any]]:
     """`network.layers`, an nn.Sequential for images (N, 1, 28, 28), as plain operations for JSON.
 
     Each is {"kind": …} and the numbers that it needs: "conv", "scale" (batch normalisation as it is after the
-    training), "silu", "relu", "max", "average", and "mean", a weighted mean over all places.
+    training), "silu", "relu", "max" and "average".
     Raises TypeError for a module that the page does not know, ValueError for an option that it does not know.
     """
     if not isinstance(getattr(network, "layers", None), nn.Sequential):
@@ -99,6 +99,8 @@ def export_layers(network: nn.Module) -> list[dict[str, Any]]:
     for name, module in layers.named_modules(remove_duplicate=False):
         if isinstance(module, (nn.Sequential, nn.Dropout, nn.Dropout2d)):
             continue  # what a Sequential holds comes next by itself; dropout does nothing after the training
+        if isinstance(module, nn.Flatten) and maps.shape[2:] == (1, 1):
+            continue  # numbers stay the same numbers
         try:
             operations.append(_operation(module, maps))
         except (TypeError, ValueError) as error:
@@ -138,14 +140,13 @@ def _operation(module: nn.Module, maps: Tensor) -> dict[str, Any]:
     if isinstance(module, nn.AvgPool2d):
         _check_options(module, padding=0, ceil_mode=False, divisor_override=None)
         return {"kind": "average", "size": _square(module, "kernel_size"), "stride": _square(module, "stride")}
-    if isinstance(module, model.SpatialMean):
-        height, width = maps.shape[-2:]
-        one_place_each = torch.eye(height * width, dtype=maps.dtype).view(1, -1, height, width)
-        with torch.no_grad():
-            return {"kind": "mean", "weight": _numbers(module(one_place_each))}
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        if module.output_size not in (1, (1, 1)):
+            raise ValueError(f"AdaptiveAvgPool2d has output_size={module.output_size!r}; the page knows 1 alone")
+        return {"kind": "average", "size": maps.shape[-1], "stride": maps.shape[-1]}
     raise TypeError(
         f"the page does not know {type(module).__name__}; it knows Conv2d, BatchNorm2d, SiLU, ReLU, MaxPool2d, "
-        "AvgPool2d, Dropout and SpatialMean. Teach it in make_demo.py and examples/demo_template.html"
+        "AvgPool2d, AdaptiveAvgPool2d, Dropout and a last Flatten. Teach it in make_demo.py and examples/demo_template.html"
     )
 
 
@@ -153,7 +154,8 @@ def _check_options(module: nn.Module, **expected: Any) -> None:
     for option, value in expected.items():
         if getattr(module, option) != value:
             raise ValueError(
-                f"{type(module).__name__} has {option}={getattr(module, option)!r}; the page knows {option}={value!r} alone"
+                f"{type(module).__name__} has {option}={getattr(module, option)!r}; the page knows "
+                f"{option}={value!r} alone"
             )
 
 

@@ -535,21 +535,14 @@ def linear_schedule(optimizer: Optimizer, steps: int, warmup: float = 0.2) -> LR
     return LambdaLR(optimizer, lambda step: min((step + 1) / rising, max(0.0, (steps - step) / falling)))
 
 
-def recipe(
-    model: nn.Module,
-    *,
-    epochs: int,
-    steps_per_epoch: int,
-    learning_rate: float = 0.05,
-    average: float | None = 0.998,
-) -> dict[str, Any]:
-    """The kit's default recipe, as arguments for `fit`: Muon, `linear_schedule` and an average of the weights.
+def recipe(model: nn.Module, *, epochs: int, steps_per_epoch: int, learning_rate: float = 0.05) -> dict[str, Any]:
+    """The kit's default recipe, as arguments for `fit`: Muon, and `linear_schedule` stepped after every batch.
 
     To be used so: fit(net, batches, test_batches, epochs=15, **recipe(net, epochs=15, steps_per_epoch=len(batches)))
     """
     optimizer = Muon(model.parameters(), learning_rate)
     scheduler = linear_schedule(optimizer, epochs * steps_per_epoch)
-    return {"optimizer": optimizer, "scheduler": scheduler, "average": average}
+    return {"optimizer": optimizer, "scheduler": scheduler}
 
 
 def fit(

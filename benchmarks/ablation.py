@@ -38,7 +38,7 @@ def with_dropout() -> nn.Module:
 
 
 def with_optimizer(optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
-    return {"optimizer": optimizer, "scheduler": utils.linear_schedule(optimizer, steps), "average": 0.998}
+    return {"optimizer": optimizer, "scheduler": utils.linear_schedule(optimizer, steps)}
 
 
 def adamw(net: nn.Module, *, epochs: int, steps_per_epoch: int) -> dict[str, Any]:
@@ -61,7 +61,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "without shear": {"augment": utils.Augment(shear=0)},
     "with erasing, probability 0.25": {"augment": utils.Augment(erasing=0.25)},
     "with elastic draws of 0.5 pixels": {"augment": utils.Augment(elastic=0.5)},
-    "no average of the weights": {"recipe": functools.partial(utils.recipe, average=None)},
+    "an average of the weights, decay 0.998": {"average": 0.998},
     "AdamW in place of Muon": {"recipe": adamw},
     "SGD with Nesterov momentum in place of Muon": {"recipe": sgd},
     "batch size 256": {"batch_size": 256},

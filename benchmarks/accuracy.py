@@ -121,8 +121,7 @@ def new_report(network: type[torch.nn.Module], epochs: int, batch_size: int, dat
     """The head of a result file: what is trained, how, and with which versions."""
     train, test = images(dataset)
     net = network()
-    recipe = utils.recipe(net, epochs=epochs, steps_per_epoch=1)
-    optimizer = recipe["optimizer"]
+    optimizer = utils.recipe(net, epochs=epochs, steps_per_epoch=1)["optimizer"]
     defaults = {key: value for key, value in optimizer.defaults.items() if isinstance(value, int | float)}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
@@ -135,7 +134,6 @@ def new_report(network: type[torch.nn.Module], epochs: int, batch_size: int, dat
         "config": {
             "optimizer": type(optimizer).__name__,
             **defaults,
-            "average": recipe["average"],
             "batch_size": batch_size,
             "augmentation": repr(utils.Augment()),
             "device": str(utils.get_device()),

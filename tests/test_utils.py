@@ -213,7 +213,7 @@ def test_overfits_64_images():
     utils.seed_everything(0)
     net = model.Net()
     batches = Batches(random_data(), 64)
-    recipe = utils.recipe(net, epochs=60, steps_per_epoch=1, average=0.9)
+    recipe = utils.recipe(net, epochs=60, steps_per_epoch=1)
     history = utils.fit(net, batches, batches, epochs=60, verbose=False, **recipe)
     assert history.train_accuracy[-1] == 100
 

@@ -1,0 +1,281 @@
+"""Time the kit beside the loop that everybody writes, on this machine, in one run: benchmarks/results/speed.json.
+
+epoch   one pass over training and test images with Attempt2's layers at batch 128, by both loops
+job     from the start of the process to the first epoch whose test accuracy is at least 99.40 %
+limit   the training step's useful operations a second beside those of the machine's matrix product
+growth  seconds an epoch for more images and wider networks, and the peak of memory
+profile where the time of a training step goes
+
+python benchmarks/speed.py                  # all parts; some 45 minutes on two cores, which must be idle
+python benchmarks/speed.py epoch limit      # these parts alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+
+import model  # noqa: E402
+import utils  # noqa: E402
+from data import write_atomically  # noqa: E402
+
+PATH = ROOT / "benchmarks" / "results" / "speed.json"
+TARGET = 99.40
+
+
+# The usual loop, as it stands in most notebooks: images one by one through PIL, a number read at every step.
+
+
+def usual_loaders(workers: int) -> tuple[DataLoader, DataLoader]:
+    from torchvision import datasets, transforms
+
+    normalise = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    augment = transforms.Compose([transforms.RandomRotation(7), *normalise])
+    root = os.environ.get("MNIST_ROOT", "data")
+    train = datasets.MNIST(root, train=True, transform=augment, download=True)
+    test = datasets.MNIST(root, train=False, transform=transforms.Compose(normalise), download=True)
+    settings: dict[str, Any] = {"batch_size": 128, "num_workers": workers}
+    return DataLoader(train, shuffle=True, **settings), DataLoader(test, **settings)
+
+
+def usual_epoch(net: nn.Module, train: DataLoader, test: DataLoader, optimizer: torch.optim.Optimizer) -> float:
+    """One epoch of training and testing; the test accuracy in percent."""
+    net.train()
+    loss_sum, correct = 0.0, 0
+    for images, labels in train:
+        optimizer.zero_grad()
+        logits = net(images)
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.item()
+        correct += (logits.argmax(1) == labels).sum().item()
+    net.eval()
+    correct = 0
+    with torch.no_grad():
+        for images, labels in test:
+            correct += (net(images).argmax(1) == labels).sum().item()
+    return 100 * correct / len(test.dataset)  # type: ignore[arg-type]
+
+
+# The parts
+
+
+def measure_epoch(rounds: int = 3) -> dict[str, Any]:
+    """Seconds an epoch, the loops taking turns, the same network, images and kind of augmentation."""
+    train, test = utils.load_mnist()
+    rotate = utils.Augment(rotation=7, translation=0, scale=0, shear=0)
+    batches = utils.Batches(train, 128, augment=rotate, shuffle=True, seed=0)
+    test_batches = utils.Batches(test, 1000)
+    loaders = {workers: usual_loaders(workers) for workers in (0, 2)}
+    seconds: dict[str, list[float]] = {"kit_s": [], "usual_0_workers_s": [], "usual_2_workers_s": []}
+    for _ in range(rounds):
+        net, start = model.Attempt2(), time.perf_counter()
+        utils.train_epoch(net, batches, torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9))
+        utils.evaluate(net, test_batches)
+        seconds["kit_s"].append(time.perf_counter() - start)
+        for workers, (train_loader, test_loader) in loaders.items():
+            net, start = model.Attempt2().to(memory_format=torch.contiguous_format), time.perf_counter()
+            usual_epoch(net, train_loader, test_loader, torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9))
+            seconds[f"usual_{workers}_workers_s"].append(time.perf_counter() - start)
+    usual = min((seconds["usual_0_workers_s"], seconds["usual_2_workers_s"]), key=median)
+    return {**seconds, "usual_s": usual, "ratio": median(usual) / median(seconds["kit_s"])}
+
+
+def job(kind: str, seed: int, epochs: int) -> None:
+    """In a process of its own: train, and print the test accuracy of every epoch as it ends."""
+    utils.seed_everything(seed)
+    if kind == "kit":
+        train, test = utils.load_mnist()
+        net = model.Net()
+        batches = utils.Batches(train, 128, augment=utils.Augment(), shuffle=True, seed=seed)
+        utils.fit(
+            net,
+            batches,
+            utils.Batches(test, 1000),
+            epochs=epochs,
+            verbose=False,
+            on_epoch=lambda history: print(history.test_accuracy[-1], flush=True),
+            **utils.recipe(net, epochs=epochs, steps_per_epoch=len(batches)),
+        )
+    else:
+        usual = model.Attempt2(dropout=0.05).to(memory_format=torch.contiguous_format)
+        optimizer = torch.optim.SGD(usual.parameters(), lr=0.01, momentum=0.9)
+        loaders = usual_loaders(2)
+        for _ in range(epochs):
+            print(usual_epoch(usual, *loaders, optimizer), flush=True)
+
+
+def time_job(kind: str, seed: int, epochs: int) -> dict[str, Any]:
+    """Seconds from the start of a new process to the first epoch at or above TARGET, else to the last one."""
+    start, accuracies = time.perf_counter(), []
+    command = [sys.executable, __file__, "--job", kind, "--seed", str(seed), "--epochs", str(epochs)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            accuracies.append(float(line))
+            if accuracies[-1] >= TARGET:
+                break
+        seconds = time.perf_counter() - start
+        process.kill()
+    if not accuracies:
+        raise RuntimeError(f"the {kind} job ended before its first epoch: see the error above")
+    return {"seed": seed, "seconds": seconds, "accuracies": accuracies, "reached": accuracies[-1] >= TARGET}
+
+
+def measure_job(seeds: int = 5, kit_epochs: int = 6) -> dict[str, Any]:
+    runs: dict[str, list[dict[str, Any]]] = {"kit": [], "usual": []}
+    for seed in range(seeds):
+        for kind, epochs in (("kit", kit_epochs), ("usual", 15)):
+            runs[kind].append(time_job(kind, seed, epochs))
+            print(f"job {kind} seed {seed}: {runs[kind][-1]['seconds']:.0f} s", flush=True)
+    kit, usual = ([run["seconds"] for run in runs[kind]] for kind in ("kit", "usual"))
+    return {"kit_s": kit, "usual_s": usual, "ratio": mean(usual) / mean(kit), "kit_epochs": kit_epochs, "runs": runs}
+
+
+def forward_operations(net: nn.Module) -> int:
+    """Useful floating-point operations for one 28 x 28 image: two for each product in a convolution."""
+    operations = 0
+
+    def count(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+        nonlocal operations
+        assert isinstance(layer, nn.Conv2d)
+        operations += 2 * layer.weight[0].numel() * output[0].numel()
+
+    hooks = [layer.register_forward_hook(count) for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, 1, 28, 28))
+    for hook in hooks:
+        hook.remove()
+    return operations
+
+
+def step_seconds(net: nn.Module, batch_size: int = 128, steps: int = 60) -> float:
+    """The median time of one training step: forward, backward and the optimizer's part."""
+    net.train()
+    images, labels = torch.randn(batch_size, 1, 28, 28), torch.randint(10, (batch_size,))
+    optimizer = utils.Muon(net.parameters(), 0.01)
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[5:])
+
+
+def matrix_product_rate(size: int = 2048, rounds: int = 7) -> float:
+    """Floating-point operations a second of one large fp32 matrix product: the best of some rounds."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def measure_limit(batch_size: int = 128) -> dict[str, Any]:
+    net = model.Net()
+    per_image = 3 * forward_operations(net)  # backward costs twice what forward does
+    rate = per_image * batch_size / step_seconds(net, batch_size)
+    product = matrix_product_rate()
+    return {"flop_per_image": per_image, "step_flop_s": rate, "matmul_flop_s": product, "ratio": rate / product}
+
+
+def peak_megabytes() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def measure_growth() -> dict[str, Any]:
+    """Seconds of one training epoch, and how far memory rose above what the imports took."""
+    before = peak_megabytes()
+    train, _ = utils.load_mnist()
+    images = {}
+    for count in (7500, 15000, 30000, 60000):
+        net = model.Net()
+        batches = utils.Batches(train[torch.arange(count)], 128, augment=utils.Augment(), shuffle=True, seed=0)
+        start = time.perf_counter()
+        utils.train_epoch(net, batches, utils.Muon(net.parameters(), 0.01))
+        images[count] = time.perf_counter() - start
+    widths = {width: step_seconds(widened(width), steps=30) for width in (1, 2, 4)}
+    return {"images_s": images, "width_step_s": widths, "peak_mb_above_imports": peak_megabytes() - before}
+
+
+def widened(factor: int) -> nn.Sequential:
+    """Net's stack with `factor` times the channels."""
+    wide, squeezed = 16 * factor, 8 * factor
+    stack = nn.Sequential(
+        *model.conv_block(1, wide, 5, stride=2),
+        *(layer for _ in range(2) for layer in model.bottleneck(wide, squeezed, wide)),
+        nn.MaxPool2d(2),
+        *(layer for _ in range(3) for layer in model.bottleneck(wide, squeezed, wide)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(wide, 10, 1),
+        nn.Flatten(),
+    )
+    return stack.to(memory_format=torch.channels_last)
+
+
+def measure_profile() -> dict[str, Any]:
+    """The costliest operations of Net's training step, as shares of its time."""
+    net = model.Net()
+    step_seconds(net, steps=10)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step_seconds(net, steps=20)
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    return {event.key: round(event.self_cpu_time_total / total, 4) for event in events[:12]}
+
+
+PARTS = {
+    "epoch": measure_epoch,
+    "job": measure_job,
+    "limit": measure_limit,
+    "growth": measure_growth,
+    "profile": measure_profile,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--job", choices=["kit", "usual"], help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--epochs", type=int, default=15, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        job(options.job, options.seed, options.epochs)
+        return
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"parts are {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
+    report = json.loads(PATH.read_text()) if PATH.exists() else {}
+    report["machine"] = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "processor": platform.machine()}
+    report["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
+    for part in options.parts:
+        report[part] = PARTS[part]()
+        print(part, json.dumps({k: v for k, v in report[part].items() if k != "runs"}), flush=True)
+        write_atomically(PATH, (json.dumps(report, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
