@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SIDE, BOX = 28, 20  # MNIST: the longer side of the ink is 20 px, its centre of mass the centre of 28 x 28
-WORK, COARSE = 256, 32  # px on the longer side: what a digit is worked out on, and what its background is
+WORK, COARSE = 128, 32  # px on the longer side: what a digit is worked out on, and what its background is
 
 
 def prepare_digit(image: Any) -> Tensor:
@@ -52,7 +52,7 @@ def _ink(grey: np.ndarray) -> np.ndarray:
     threshold = max(_otsu(contrast), low + 3.5 * noise)
     mask = contrast > threshold
     high = np.median(contrast[mask]) if mask.any() else low
-    if high - low < max(0.06, 4.2 * noise):
+    if high - low < max(0.04, 4.2 * noise):
         raise ValueError(
             f"image has no clear ink: a contrast of {100 * (high - low):.1f} % over noise of {100 * noise:.1f} %. "
             "Write one digit on plain paper with a pen that stands out, and let it fill the picture."

@@ -146,7 +146,7 @@ def _operation(module: nn.Module, maps: Tensor) -> dict[str, Any]:
         return {"kind": "average", "size": maps.shape[-1], "stride": maps.shape[-1]}
     raise TypeError(
         f"the page does not know {type(module).__name__}; it knows Conv2d, BatchNorm2d, SiLU, ReLU, MaxPool2d, "
-        "AvgPool2d, AdaptiveAvgPool2d, Dropout and a last Flatten. Teach it in make_demo.py and examples/demo_template.html"
+        "AvgPool2d, AdaptiveAvgPool2d, Dropout and a last Flatten. Teach it more in make_demo.py and its template"
     )
 
 

@@ -220,8 +220,8 @@ class TestBrowser:
               return [pack(grey.data.map((value) => Math.round(255 * value))), prepared && pack(prepared)];
             });""",
         )
-        pictures = [unpack(picture, 160, 160) for picture, _ in found]
-        assert all(200 < (picture > 127).sum() < 8000 for picture in pictures)
+        pictures = [unpack(picture, 112, 112) for picture, _ in found]
+        assert all(100 < (picture > 127).sum() < 4000 for picture in pictures)
         compare([unpack(text, 28, 28) if text else None for _, text in found], pictures)
 
     def test_the_page_shows_what_it_reads_and_clear_empties_it(self, tmp_path):
