@@ -67,9 +67,9 @@ def _background(grey: np.ndarray) -> np.ndarray:
     Both come from a morphological opening, which takes away whatever is narrower than a third of the picture.
     """
     ground = _shrink(grey, COARSE)
-    size = max(ground.shape) // 6 * 2 + 1
+    size = SIZE(ground.shape)
     surface = np.zeros_like(ground)
-    for _ in range(3):  # ink still biases the first surface
+    for _ in range(ROUNDS):  # ink still biases the first surface
         rest = _slide(_slide(ground - surface, size, np.min), size, np.max)
         surface = surface + _quadratic(rest)
     rest = _slide(_slide(ground - surface, size, np.min), size, np.max)

@@ -106,6 +106,16 @@ def ablation_table() -> str:
     return table(["recipe", "seeds", "validation accuracy, %: mean ± sd", "change", "validation loss"], rows)
 
 
+def faults_text() -> str:
+    faults = json.loads((RESULTS / "faults.json").read_text())
+    return (
+        f"Of {faults['kills']} kills at random moments, {faults['resumes']} came after a finished epoch and were resumed "
+        f"from it, the others began anew; {faults['lost_epochs']} finished epochs were lost, {faults['unreadable']} "
+        f"checkpoints unreadable; {faults['whole_runs_equal']} of {faults['whole_runs']} runs that came to their end equal "
+        "those that nobody killed, to the bit."
+    )
+
+
 def summary_of(network: str) -> Callable[[], str]:
     def text() -> str:
         with redirect_stdout(StringIO()):
@@ -119,6 +129,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "fashion": fashion_table,
     "published": published_table,
     "ablation": ablation_table,
+    "faults": faults_text,
     **{f"summary-{network}": summary_of(network) for network in ORDER},
 }
 
