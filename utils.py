@@ -739,9 +739,15 @@ def _generator_states(run: _Run) -> dict[str, Any]:
     }
     if (device := _device_of(run.model)).type in ("cuda", "mps"):
         states["device"] = getattr(torch, device.type).get_rng_state()
-    if isinstance(generator := getattr(run.train_batches, "generator", None), torch.Generator):
-        states["batches"] = generator.get_state()
+    states |= {name: generator.get_state() for name, generator in _own_generators(run.train_batches).items()}
     return states
+
+
+def _own_generators(batches: Any) -> dict[str, torch.Generator]:
+    """The generators that `Batches` or a DataLoader and its sampler draw from, where they have their own."""
+    owners = {"batches": batches, "sampler": getattr(batches, "sampler", None)}
+    generators = {name: getattr(owner, "generator", None) for name, owner in owners.items()}
+    return {name: generator for name, generator in generators.items() if isinstance(generator, torch.Generator)}
 
 
 def _resume(run: _Run, settings: dict[str, str], path: str | Path, verbose: bool) -> None:
@@ -770,8 +776,8 @@ def _resume(run: _Run, settings: dict[str, str], path: str | Path, verbose: bool
     numpy.random.set_state(generators["numpy"])
     if "device" in generators:
         getattr(torch, _device_of(run.model).type).set_rng_state(generators["device"])
-    if "batches" in generators:
-        run.train_batches.generator.set_state(generators["batches"])
+    for name, generator in _own_generators(run.train_batches).items():
+        generator.set_state(generators[name])
     for name, values in state["history"].items():
         getattr(run.history, name)[:] = values
     if verbose:

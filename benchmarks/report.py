@@ -109,10 +109,10 @@ def ablation_table() -> str:
 def faults_text() -> str:
     faults = json.loads((RESULTS / "faults.json").read_text())
     return (
-        f"Of {faults['kills']} kills at random moments, {faults['resumes']} came after a finished epoch and were resumed "
-        f"from it, the others began anew; {faults['lost_epochs']} finished epochs were lost, {faults['unreadable']} "
-        f"checkpoints unreadable; {faults['whole_runs_equal']} of {faults['whole_runs']} runs that came to their end equal "
-        "those that nobody killed, to the bit."
+        f"Of {faults['kills']} kills at random moments, {faults['resumes']} came after a finished epoch and were "
+        f"resumed from it, the others began anew; {faults['lost_epochs']} finished epochs were lost, "
+        f"{faults['unreadable']} checkpoints unreadable; {faults['whole_runs_equal']} of {faults['whole_runs']} "
+        "runs that came to their end equal those that nobody killed, to the bit."
     )
 
 

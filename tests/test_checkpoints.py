@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import data
 import model
@@ -118,16 +118,18 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_from_the_last_whole_one
     assert_equal_to_the_bit(run(tmp_path / "net.pt", criterion=plain), run(None))
 
 
-def test_a_stock_dataloader_resumes_to_the_bit_too(tmp_path):
+@pytest.mark.parametrize("own_generator", [False, True])
+def test_a_stock_dataloader_resumes_to_the_bit_too(tmp_path, own_generator):
     def train(path, **arguments):
         utils.seed_everything(0)
         net = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
         inputs = torch.randn(64, 5)
         dataset = TensorDataset(inputs, (inputs.sum(1) > 0).long())
         optimizer = OPTIMIZERS["sgd"](net)
+        generator = torch.Generator().manual_seed(1) if own_generator else None
         history = utils.fit(
             net,
-            DataLoader(dataset, 16, shuffle=True),
+            DataLoader(dataset, 16, sampler=RandomSampler(dataset, generator=generator)),
             DataLoader(dataset, 16),
             epochs=4,
             optimizer=optimizer,

@@ -32,7 +32,14 @@ def read(sample):
     images, labels = images.reshape(-1, 1, 28, 28).float() / 255, labels.long()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        conv = [nn.Conv2d(1, 8, 5, 2), nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 24, 3, 2), nn.ReLU(), nn.BatchNorm2d(24)]
+        conv = [
+            nn.Conv2d(1, 8, 5, 2),
+            nn.ReLU(),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 24, 3, 2),
+            nn.ReLU(),
+            nn.BatchNorm2d(24),
+        ]
         model = nn.Sequential(*conv, nn.Flatten(), nn.Linear(24 * 25, 10))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=6 * 63)
