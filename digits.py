@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SIDE, BOX = 28, 20  # MNIST: the longer side of the ink is 20 px, its centre of mass the centre of 28 x 28
-WORK, COARSE = 128, 32  # px on the longer side: what a digit is worked out on, and what its background is
+WORK, COARSE = 256, 32  # px on the longer side: what a digit is worked out on, and what its background is
 
 
 def prepare_digit(image: Any) -> Tensor:
@@ -52,7 +52,7 @@ def _ink(grey: np.ndarray) -> np.ndarray:
     threshold = max(_otsu(contrast), low + 3.5 * noise)
     mask = contrast > threshold
     high = np.median(contrast[mask]) if mask.any() else low
-    if high - low < max(0.04, 4.2 * noise):
+    if high - low < max(0.06, 4.2 * noise):
         raise ValueError(
             f"image has no clear ink: a contrast of {100 * (high - low):.1f} % over noise of {100 * noise:.1f} %. "
             "Write one digit on plain paper with a pen that stands out, and let it fill the picture."
@@ -67,9 +67,9 @@ def _background(grey: np.ndarray) -> np.ndarray:
     Both come from a morphological opening, which takes away whatever is narrower than a third of the picture.
     """
     ground = _shrink(grey, COARSE)
-    size = SIZE(ground.shape)
+    size = max(ground.shape) // 6 * 2 + 1
     surface = np.zeros_like(ground)
-    for _ in range(ROUNDS):  # ink still biases the first surface
+    for _ in range(3):  # ink still biases the first surface
         rest = _slide(_slide(ground - surface, size, np.min), size, np.max)
         surface = surface + _quadratic(rest)
     rest = _slide(_slide(ground - surface, size, np.min), size, np.max)
