@@ -193,7 +193,7 @@ def _to_grey(image: Any) -> np.ndarray:
         raise TypeError(f"image has dtype {kind}; expected uint8, uint16, bool, or float in 0..1")
     if kind.startswith("float") and not (image.min() >= 0 and image.max() <= 1):
         raise ValueError(
-            f"image has values {image.min():g} to {image.max():g}; floats must lie in 0..1 (divide by 255, or pass uint8)"
+            f"image has values {image.min():g} to {image.max():g}; floats must lie in 0..1 (divide by 255 or use uint8)"
         )
     full = {"uint8": 255.0, "uint16": 65535.0}.get(kind, 1.0)
     channels = [image] if image.ndim == 2 else list(np.moveaxis(image, -1, 0))
@@ -203,9 +203,9 @@ def _to_grey(image: Any) -> np.ndarray:
         grey = 0.299 * channels[0] + 0.587 * channels[1] + 0.114 * channels[2]  # ITU-R BT.601
     if len(channels) == 4 and channels[3].min() < 1:
         alpha = channels[3]
+        # A drawing on nothing goes on black or white, whichever it differs from.
+        fill = float((grey * alpha).sum() < 0.5 * alpha.sum())
         if alpha.mean() > 0.5:  # a picture of paper with see-through parts
-            fill = np.median(grey[alpha > 0.5])
-        else:  # a drawing on nothing: put it on black or white, whichever it differs from
-            fill = float((grey * alpha).sum() < 0.5 * alpha.sum())
+            fill = float(np.median(grey[alpha > 0.5]))
         grey = grey * alpha + fill * (1 - alpha)
     return grey

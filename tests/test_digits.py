@@ -266,7 +266,7 @@ def test_blank_pictures_are_refused():
         "nothing drawn": np.zeros((50, 50, 4)),
     }
     for kind, picture in blanks.items():
-        with pytest.raises(ValueError, match="no clear ink.*pen"):
+        with pytest.raises(ValueError, match=r"no clear ink.*pen"):
             pytest.fail(f"{kind}: {prepare_digit(picture).shape}")
 
 
@@ -296,7 +296,7 @@ def test_what_is_no_picture_is_refused(picture, error, message):
 
 def test_files_that_are_no_picture_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("seven")
-    with pytest.raises(ValueError, match="notes.txt"):
+    with pytest.raises(ValueError, match=r"notes\.txt"):
         prepare_digit(tmp_path / "notes.txt")
     with pytest.raises(FileNotFoundError):
         prepare_digit(tmp_path / "missing.png")
