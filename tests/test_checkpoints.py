@@ -7,8 +7,9 @@ import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -282,20 +283,28 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing_even_with_a_good_checksum(
     assert trap.exists()
 
 
-def save_number(path: Path, number: int) -> None:
-    utils.save_checkpoint(path, {"number": number, "ballast": torch.full((10_000,), number)})
+EIGHT_SAVERS = """
+import sys
+import torch
+import utils
+
+def save(number):
+    utils.save_checkpoint(sys.argv[1], {"number": number, "ballast": torch.full((10_000,), number)})
+
+processes = [get_context("fork").Process(target=save, args=(number,)) for number in range(8)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+    assert process.exitcode == 0
+"""
 
 
 def test_eight_processes_saving_to_one_path_leave_one_whole_file(tmp_path):
-    path = tmp_path / "net.pt"
-    context = get_context("fork")  # quick, and safe here: the children use no threads
-    processes = [context.Process(target=save_number, args=(path, number)) for number in range(8)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    state = utils.load_checkpoint(path)
+    # From a fresh interpreter, which has no threads yet: only then is a fork safe.
+    command = [sys.executable, "-c", EIGHT_SAVERS, str(tmp_path / "net.pt")]
+    subprocess.run(command, cwd=Path(utils.__file__).parent, check=True, timeout=120)
+    state = utils.load_checkpoint(tmp_path / "net.pt")
     assert (state["ballast"] == state["number"]).all()
     assert os.listdir(tmp_path) == ["net.pt"]
 
