@@ -285,6 +285,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing_even_with_a_good_checksum(
 
 EIGHT_SAVERS = """
 import sys
+from multiprocessing import get_context
 import torch
 import utils
 
