@@ -56,7 +56,7 @@ class Net(nn.Module):
 
 
 class Nano(nn.Module):
-    """The smallest network of the kit that still reaches the target: as `Net`, with fewer and narrower layers."""
+    """The smallest network of the kit, at the edge of the target: as `Net`, with fewer and narrower layers."""
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10, *, dropout: float = 0.0) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -393,8 +393,11 @@ def train_epoch(
     read_every = 1 if device.type == "cpu" else 50
     # None: shown in a terminal or a notebook alone. A notebook that nobody watches is run with TQDM_DISABLE=1.
     hidden = True if progress is None or os.environ.get("TQDM_DISABLE") else None
-    with tqdm(batches, desc=progress, unit="batch", leave=False, disable=hidden) as bar:
-        for number, (inputs, labels) in enumerate(bar, start=1):
+    total = len(batches) if isinstance(batches, Sized) else None
+    # The bar is not given the batches themselves: it would call iter() on them once too often, which in a
+    # DataLoader starts the workers twice and draws an order that nobody sees.
+    with tqdm(total=total, desc=progress, unit="batch", leave=False, disable=hidden) as bar:
+        for number, (inputs, labels) in enumerate(batches, start=1):
             inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 logits = model(inputs)
@@ -409,6 +412,7 @@ def train_epoch(
             if average is not None:
                 average.update(getattr(model, "module", model))  # DistributedDataParallel wraps the model
             tally.add(loss, logits, labels)
+            bar.update()
             if number % 50 == 0 and not bar.disable:
                 so_far = _metrics(tally.sums())
                 bar.set_postfix_str(f"loss {so_far.loss:.4f}, accuracy {so_far.accuracy:.2f} %")

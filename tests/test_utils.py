@@ -379,3 +379,33 @@ def test_the_bar_shows_running_loss_and_accuracy(monkeypatch):
     nn.init.eye_(net.weight), nn.init.zeros_(net.bias)
     utils.train_epoch(net, batches, torch.optim.SGD(net.parameters(), lr=0.0), progress="epoch 1/1")
     assert shown == ["loss 4.5001, accuracy 50.00 %"]
+
+
+@pytest.mark.parametrize("own_generator", [False, True])
+def test_the_number_of_a_dataloaders_workers_changes_nothing(own_generator):
+    data = random_data()
+    dataset = TensorDataset(data.images.float() / 255, data.labels)
+
+    def losses(workers):
+        utils.seed_everything(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        generator = torch.Generator().manual_seed(0) if own_generator else None
+        loader = DataLoader(dataset, 16, shuffle=True, num_workers=workers, generator=generator)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        return utils.fit(net, loader, batches_of(), epochs=2, optimizer=optimizer, verbose=False).train_loss
+
+    assert losses(0) == losses(2)
+
+
+def test_an_epoch_iterates_the_batches_once():
+    class Counting(list):
+        passes = 0
+
+        def __iter__(self):
+            Counting.passes += 1
+            return super().__iter__()
+
+    net = nn.Linear(2, 2)
+    batches = Counting([(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))])
+    utils.train_epoch(net, batches, torch.optim.SGD(net.parameters(), lr=0.1))
+    assert Counting.passes == 1
