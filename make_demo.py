@@ -2,7 +2,7 @@
 
 The page is one file with the weights inside. It opens by double click and needs neither network nor server:
 
-    python make_demo.py --checkpoint runs/s7-net.pt --output demo.html
+    python make_demo.py --checkpoint runs/s7-net-15-epochs-seed-0.pt --output demo.html
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ SIDE = 28
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a page in which a trained network reads what you draw.")
-    parser.add_argument("--checkpoint", default="runs/s7-net.pt", help="what the training saved (%(default)s)")
+    parser.add_argument(
+        "--checkpoint", default="runs/s7-net-15-epochs-seed-0.pt", help="what the training saved (%(default)s)"
+    )
     parser.add_argument("--network", default="Net", choices=["Net", "Nano", "Attempt2"], help="default: %(default)s")
     parser.add_argument("--output", default="demo.html", help="the page to write (%(default)s)")
     arguments = parser.parse_args()
@@ -113,14 +115,15 @@ def export_layers(network: nn.Module) -> list[dict[str, Any]]:
 def _operation(module: nn.Module, maps: Tensor) -> dict[str, Any]:
     """One module as a plain operation; `maps` (1, C, H, W) are of the shape that reaches it."""
     if isinstance(module, nn.Conv2d):
-        _check_options(module, dilation=(1, 1), groups=1, padding_mode="zeros")
+        _check_options(module, dilation=(1, 1), padding_mode="zeros")
         return {
             "kind": "conv",
             "size": _square(module, "kernel_size"),
             "stride": _square(module, "stride"),
             "padding": _square(module, "padding"),
+            "groups": module.groups,
             "bias": [0] * module.out_channels if module.bias is None else _numbers(module.bias),
-            "weight": _numbers(module.weight),  # (outputs, inputs, size, size), flattened
+            "weight": _numbers(module.weight),  # (outputs, inputs / groups, size, size), flattened
         }
     if isinstance(module, nn.BatchNorm2d):
         _check_options(module, affine=True, track_running_stats=True)

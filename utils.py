@@ -54,6 +54,7 @@ __all__ = [
     "Metrics",
     "Muon",
     "NonFiniteLoss",
+    "ShiftedViews",
     "WeightAverage",
     "as_tensors",
     "evaluate",
@@ -214,7 +215,9 @@ class Batches:
     Images come as floats (N, C, H, W), augmented if `augment` is given, then normalised with the statistics
     that `data` carries; labels as int64 (N,). `shuffle` draws a new order for every pass, from `generator`, a
     stream of its own that `seed` starts. Without either the batches are in order and the same in every pass.
-    Under `start_distributed` each process gets its share of every batch.
+    With `augment_epochs` only so many epochs are augmented, and the later ones show the images as they are; `fit`
+    says which epoch it is, other loops call `set_epoch`. Under `start_distributed` each process gets its share of
+    every batch.
     """
 
     def __init__(
@@ -223,6 +226,7 @@ class Batches:
         batch_size: int = 128,
         *,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        augment_epochs: int | None = None,
         shuffle: bool = False,
         device: torch.device | str | None = None,
         seed: int | None = None,
@@ -231,13 +235,20 @@ class Batches:
             raise TypeError(f"data is {type(data).__name__}; expected ImageData: as_tensors(dataset) makes it")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
+        if augment_epochs is not None and (not isinstance(augment_epochs, int) or augment_epochs < 0):
+            raise ValueError(f"augment_epochs is {augment_epochs!r}; expected a whole number of at least 0, or None")
         self.data, self.batch_size, self.augment, self.shuffle = data, batch_size, augment, shuffle
+        self.augment_epochs, self.epoch = augment_epochs, 0
         self.device = get_device() if device is None else torch.device(device)
         if seed is None:  # drawn only where it is used: batches in order leave the global generator alone
             seed = int(torch.randint(2**31, ())) if shuffle or augment is not None else 0
         self.seed = seed
         self.generator = torch.Generator().manual_seed(self.seed)
-        self._images, self._labels = data.images.to(self.device), data.labels.to(self.device)
+        try:
+            self._images, self._labels = data.images.to(self.device), data.labels.to(self.device)
+        except torch.OutOfMemoryError as error:
+            error.args = (f"data does not fit on {self.device}: give device='cpu', and only batches go there\n{error}",)
+            raise
         self._scale = 1 / 255 if data.images.dtype == torch.uint8 else 1.0
         self._mean = torch.tensor(data.mean, device=self.device).view(1, -1, 1, 1)
         self._std = torch.tensor(data.std, device=self.device).view(1, -1, 1, 1)
@@ -245,16 +256,21 @@ class Batches:
     def __len__(self) -> int:
         return math.ceil(len(self.data) / self.batch_size)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch, counted from 0, the next pass is: it tells whether that pass is augmented."""
+        self.epoch = epoch
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rank, world = _rank_and_world()
         order, draws = self._draw_order(rank)
+        augment = self.augment if self.augment_epochs is None or self.epoch < self.augment_epochs else None
         for chosen in order.to(self.device).split(self.batch_size):
             mine = chosen[rank::world]
             if len(chosen) < world:  # too few for every process: all of them leave this last batch out
                 return
             images = self._images[mine].float().mul_(self._scale)
-            if self.augment is not None:
-                images = self.augment(images, draws)
+            if augment is not None:
+                images = augment(images, draws)
             yield images.sub_(self._mean).div_(self._std), self._labels[mine]
 
     def _draw_order(self, rank: int) -> tuple[Tensor, torch.Generator]:
@@ -464,6 +480,26 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+class ShiftedViews(nn.Module):
+    """`model` with its logits averaged over five views of each image: as it is, and one pixel to each side.
+
+    This is test-time augmentation (Krizhevsky et al., 2012): nothing is trained and no parameter added, but each
+    image costs five passes. It suits networks that step over pixels, whose logits a shift of one pixel moves:
+    evaluate(ShiftedViews(net), test_batches).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) -> logits (N, K)."""
+        height, width = images.shape[2:]
+        padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+        views = [padded[..., y : y + height, x : x + width] for y, x in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
+        return torch.stack([self.model(view) for view in views]).mean(0)
+
+
 class Muon(Optimizer):
     """Momentum whose every step is orthogonalised (Muon: Jordan et al., 2024), so that no direction lags behind.
 
@@ -567,7 +603,8 @@ def fit(
 ) -> History:
     """Train `model` for `epochs` passes over `train_batches`, testing after each; return what was measured.
 
-    Batches are any re-iterable of (inputs, labels), a DataLoader included. `scheduler` is stepped after every
+    Batches are any re-iterable of (inputs, labels), a DataLoader included; where they, or their sampler, have a
+    `set_epoch`, it is called before each epoch with its number, counted from 0. `scheduler` is stepped after every
     "batch" or "epoch", as `scheduler_step` says. `average`, a decay such as 0.999, keeps a moving average of the
     weights (see WeightAverage): it is what is tested after each epoch, and what `model` holds in the end.
     With `checkpoint`, a file, every finished epoch is saved and the same call goes on after the last one saved,
@@ -594,6 +631,7 @@ def fit(
             _resume(run, settings, checkpoint, verbose)
         while (epoch := len(history) + 1) <= epochs:
             start, learning_rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
+            _set_epoch(train_batches, epoch - 1)
             train = train_epoch(
                 trained,
                 train_batches,
@@ -621,11 +659,22 @@ def fit(
         if verbose:
             kept = "the same call goes on from here" if checkpoint else "give `checkpoint` a file to go on another time"
             print(f"Interrupted after {len(history)} of {epochs} epochs: {kept}.", flush=True)
+    except torch.OutOfMemoryError as error:
+        hint = f"{_device_of(model)} is full: take smaller batches, end what else uses it, or get_device('cpu')"
+        error.args = (f"epoch {len(history) + 1}: {hint}\n{error}",)
+        raise
     except NonFiniteLoss as error:
         error.history = history
         error.args = (f"epoch {len(history) + 1}: {error}",)
         raise
     return history
+
+
+def _set_epoch(batches: Any, epoch: int) -> None:
+    """Tell `batches`, or the sampler of a DataLoader, which epoch comes: as torch's DistributedSampler wants it."""
+    for owner in (batches, getattr(batches, "sampler", None)):
+        if hasattr(owner, "set_epoch"):
+            owner.set_epoch(epoch)
 
 
 def _epoch_line(history: History, epochs: int) -> str:
@@ -811,6 +860,7 @@ def _describe_run(run: _Run, epochs: int, scheduler_step: str, criterion: Any, p
         "batch size": str(getattr(batches, "batch_size", "unknown")),
         "seed of the batches": str(getattr(batches, "seed", "unknown")),
         "augmentation": repr(getattr(batches, "augment", None)),
+        "augmented epochs": str(getattr(batches, "augment_epochs", None)),
         "epochs": str(epochs),
         "optimizer": f"{type(run.optimizer).__name__} {run.optimizer.defaults}",
         "scheduler": f"{type(run.scheduler).__name__} {steps}, stepped per {scheduler_step}",

@@ -51,7 +51,6 @@ def sgd(net: nn.Module, *, epochs: int, steps_per_epoch: int) -> dict[str, Any]:
     return with_optimizer(optimizer, epochs * steps_per_epoch)
 
 
-DEFAULT = utils.Augment()
 PARTS: dict[str, dict[str, Any]] = {
     "the whole recipe": {},
     "no augmentation": {"augment": None},
@@ -59,6 +58,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "without translation": {"augment": utils.Augment(translation=0)},
     "without scale": {"augment": utils.Augment(scale=0)},
     "without shear": {"augment": utils.Augment(shear=0)},
+    "augmented to the end, no plain last epoch": {"plain_epochs": 0},
     "with erasing, probability 0.25": {"augment": utils.Augment(erasing=0.25)},
     "with elastic draws of 0.5 pixels": {"augment": utils.Augment(elastic=0.5)},
     "an average of the weights, decay 0.998": {"average": 0.998},

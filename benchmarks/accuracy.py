@@ -39,6 +39,7 @@ from data import write_atomically  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 BATCH_SIZE = 128
+PLAIN_EPOCHS = 1
 
 
 @lru_cache(maxsize=1)
@@ -79,11 +80,13 @@ def train_one_seed(
     dataset: str = "mnist",
     validation: bool = False,
     augment: utils.Augment | None = utils.Augment(),  # noqa: B008 (frozen)
+    plain_epochs: int = PLAIN_EPOCHS,
     recipe: Callable[..., dict[str, Any]] = utils.recipe,
     **arguments: Any,
 ) -> dict[str, Any]:
     """Train `network()` from `seed` with the default recipe, unless the arguments say else; one run's figures.
 
+    The last `plain_epochs` are not augmented. "views_accuracy" is that of the trained network's ShiftedViews.
     Everything in and out is plain, so any engine that runs functions elsewhere can run this one. `arguments` go
     to `fit`.
     """
@@ -92,11 +95,20 @@ def train_one_seed(
     utils.seed_everything(seed)
     device = utils.get_device()
     net = network().to(device)
-    train_batches = utils.Batches(train, batch_size, augment=augment, shuffle=True, device=device, seed=seed)
+    train_batches = utils.Batches(
+        train,
+        batch_size,
+        augment=augment,
+        augment_epochs=epochs - plain_epochs,
+        shuffle=True,
+        device=device,
+        seed=seed,
+    )
+    test_batches = utils.Batches(test, 1000, device=device)
     history = utils.fit(
         net,
         train_batches,
-        utils.Batches(test, 1000, device=device),
+        test_batches,
         epochs=epochs,
         verbose=False,
         **recipe(net, epochs=epochs, steps_per_epoch=len(train_batches)),
@@ -114,7 +126,8 @@ def train_one_seed(
             "seconds": 2,
         }.items()
     }
-    return {"seed": seed, "threads": threads, **rounded}
+    views = utils.evaluate(utils.ShiftedViews(net), test_batches)
+    return {"seed": seed, "threads": threads, **rounded, "views_accuracy": round(views.accuracy, 2)}
 
 
 def new_report(network: type[torch.nn.Module], epochs: int, batch_size: int, dataset: str = "mnist") -> dict[str, Any]:
@@ -136,6 +149,7 @@ def new_report(network: type[torch.nn.Module], epochs: int, batch_size: int, dat
             **defaults,
             "batch_size": batch_size,
             "augmentation": repr(utils.Augment()),
+            "plain_epochs": PLAIN_EPOCHS,
             "device": str(utils.get_device()),
         },
         "versions": {

@@ -409,3 +409,21 @@ def test_an_epoch_iterates_the_batches_once():
     batches = Counting([(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))])
     utils.train_epoch(net, batches, torch.optim.SGD(net.parameters(), lr=0.1))
     assert Counting.passes == 1
+
+
+def full_gpu(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+def test_a_full_gpu_is_answered_with_what_to_do(monkeypatch):
+    data = utils.ImageData(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.arange(4))
+    batches, net = (
+        utils.Batches(data, 2, device="cpu"),
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 4)),
+    )
+    monkeypatch.setattr(net[1], "forward", full_gpu)
+    with pytest.raises(torch.OutOfMemoryError, match=r"epoch 1: .*smaller batches.*\n.*Tried to allocate 2 GiB"):
+        utils.fit(net, batches, batches, epochs=1, optimizer=torch.optim.SGD(net.parameters(), 0.1), verbose=False)
+    monkeypatch.setattr(torch.Tensor, "to", full_gpu)
+    with pytest.raises(torch.OutOfMemoryError, match="give device='cpu'"):
+        utils.Batches(data, 2, device="cpu")
