@@ -208,7 +208,8 @@ def main() -> None:
     report = new_report(network, options.epochs, options.batch_size, options.dataset)
     done = [run for file in {path, whole_path} if file.exists() for run in json.loads(file.read_text())["runs"]]
     report["runs"] = list({run["seed"]: run for run in done}.values())
-    missing = [seed for seed in options.seeds if seed not in {run["seed"] for run in done}]
+    # Each rank has its seeds whatever is done already: it cannot see what other hosts have done.
+    missing = [seed for seed in options.seeds[rank::world] if seed not in {run["seed"] for run in done}]
     settings = {
         "network": network,
         "epochs": options.epochs,
@@ -216,7 +217,7 @@ def main() -> None:
         "dataset": options.dataset,
         "threads": options.threads,
     }
-    jobs = [{"seed": seed, **settings} for seed in missing[rank::world]]
+    jobs = [{"seed": seed, **settings} for seed in missing]
     runs = run_all(jobs, 1 if world > 1 else options.processes)
     for _, run in tqdm(runs, total=len(jobs), desc=name, unit="seed", disable=None):
         report["runs"].append(run)

@@ -101,7 +101,7 @@ def test_the_table_and_the_epochs_are_monospaced_and_unwrapped(seen):
 
 
 def test_the_pictures_are_there_and_fit(seen):
-    assert len(seen["pictures"]) == 5
+    assert len(seen["pictures"]) >= 5
     for picture in seen["pictures"]:
         assert picture["natural_width"] > 300 and picture["width"] > 300, picture
         assert picture["width"] <= picture["room"], picture
@@ -196,7 +196,7 @@ def copy_kit(folder: Path) -> None:
     folder.mkdir()
     for source in ROOT.glob("*.py"):
         shutil.copy(source, folder)
-    for name in ("sample", "benchmarks/results"):
+    for name in ("sample", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name)
     notebook = nbformat.read(ROOT / "s7.ipynb", as_version=4)
     for cell in notebook.cells:

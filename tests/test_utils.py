@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -427,3 +430,67 @@ def test_a_full_gpu_is_answered_with_what_to_do(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", full_gpu)
     with pytest.raises(torch.OutOfMemoryError, match="give device='cpu'"):
         utils.Batches(data, 2, device="cpu")
+
+
+def test_later_epochs_show_the_images_as_they_are():
+    data = random_data()
+    plain = torch.cat([images for images, _ in Batches(data, 16, device="cpu")])
+    batches = Batches(data, 16, augment=Augment(), augment_epochs=1, device="cpu", seed=0)
+    seen = []
+    for epoch in (0, 1, 2, 0):
+        batches.set_epoch(epoch)
+        seen.append(torch.cat([images for images, _ in batches]))
+    assert torch.equal(seen[1], plain) and torch.equal(seen[2], plain)
+    assert not torch.equal(seen[0], plain) and not torch.equal(seen[3], plain)
+    with pytest.raises(ValueError, match="augment_epochs is -1"):
+        Batches(data, 16, augment_epochs=-1)
+
+
+def test_fit_tells_batches_and_samplers_which_epoch_it_is():
+    class Sampler(torch.utils.data.SequentialSampler):
+        told: typing.ClassVar[list] = []
+
+        def set_epoch(self, epoch):
+            self.told.append(epoch)
+
+    data = torch.utils.data.TensorDataset(torch.rand(8, 3), torch.arange(8) % 2)
+    loader = torch.utils.data.DataLoader(data, 4, sampler=Sampler(data))
+    net = torch.nn.Linear(3, 2)
+    utils.fit(net, loader, loader, epochs=3, optimizer=torch.optim.SGD(net.parameters(), 0.1), verbose=False)
+    assert Sampler.told == [0, 1, 2]
+
+
+def test_shifted_views_are_the_mean_over_the_image_and_its_neighbours():
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3, stride=2), torch.nn.Flatten(), torch.nn.LazyLinear(4))
+    images = torch.zeros(2, 1, 12, 12)
+    images[:, :, 4:8, 4:8] = torch.rand(2, 1, 4, 4)  # away from the border, where rolling is shifting
+    shifts = [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]
+    expected = torch.stack([net(images.roll(shift, (2, 3))) for shift in shifts]).mean(0)
+    views = utils.ShiftedViews(net)
+    torch.testing.assert_close(views(images), expected)
+    assert views(torch.rand(2, 1, 12, 12)).shape == (2, 4)
+    assert sum(p.numel() for p in views.parameters()) == sum(p.numel() for p in net.parameters())
+
+
+PAGE_FAULTS = """
+import resource, torch, utils
+utils._keep_freed_memory()
+take = lambda: [torch.ones(1 << 20) for _ in range(4)]  # four times 4 MB, gone at once
+take()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    take()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc hands memory back at once")
+def test_freed_memory_is_kept_and_settings_of_the_environment_stay():
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+
+    def page_faults(**settings) -> int:
+        command = [sys.executable, "-c", PAGE_FAULTS]
+        done = subprocess.run(command, cwd=ROOT, env={**bare, **settings}, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert page_faults() < 5_000 < 20_000 < page_faults(MALLOC_TRIM_THRESHOLD_="0")
