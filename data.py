@@ -8,6 +8,7 @@ import io
 import math
 import operator
 import os
+import sys
 import time
 import urllib.request
 import uuid
@@ -561,9 +562,18 @@ def _from_mirrors(path: Path, mirrors: list[str], notes: list[str]) -> bytearray
     return None
 
 
+def somebody_watches() -> bool:
+    """Whether a progress bar is seen: in a terminal or a notebook, unless TQDM_DISABLE is set.
+
+    Bars are text: a widget lives as long as its kernel, and a saved notebook would show an error in its place.
+    """
+    in_notebook = type(sys.stdout).__module__.startswith("ipykernel")
+    return not os.environ.get("TQDM_DISABLE") and (in_notebook or sys.stdout.isatty())
+
+
 def _download(url: str, limit: int, md5: str) -> bytearray:
     """The bytes at `url`: no more than `limit`, in bounded time, verified."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     packed = bytearray()
     end = time.monotonic() + _DOWNLOAD_SECONDS
@@ -571,7 +581,8 @@ def _download(url: str, limit: int, md5: str) -> bytearray:
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else None
         name = url.rsplit("/", 1)[-1]
-        with tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        look: dict[str, Any] = {"leave": False, "disable": not somebody_watches(), "file": sys.stdout}
+        with tqdm(total=total, desc=name, unit="B", unit_scale=True, **look) as bar:
             while chunk := response.read1(1 << 16):  # read1 returns what has come, so that the clock is looked at
                 packed += chunk
                 bar.update(len(chunk))
@@ -598,7 +609,7 @@ def _open_url(url: str) -> Any:
 
 def _load_sample(raw: Path, notes: list[str]) -> tuple[ImageData, ImageData]:
     reasons = "\n".join(f"  {note}" for note in notes)
-    line = "=" * 100
+    line, names = "=" * 80, "\n  ".join(_FILES)
     message = f"""
 {line}
 THIS IS NOT MNIST, but the kit's offline sample: 4,000 training and 1,000 test digits.
@@ -607,9 +618,10 @@ The digits are real, but few: accuracies on them are not comparable with those o
 Why: MNIST is not whole in {raw}, and the mirrors did not give it:
 {reasons}
 
-Remedy: connect to the network and load again; or put the four files (or their .gz)
-  {", ".join(_FILES)}
-into {raw}; or name a folder whose MNIST/raw holds them: load_mnist(root), or MNIST_ROOT in the environment.
+Remedy: connect to the network and load again; or put the four files, or their .gz,
+  {names}
+into {raw}; or name a folder whose MNIST/raw
+holds them, by load_mnist(root) or by MNIST_ROOT in the environment.
 {line}"""
     try:
         tensors = [read_idx(_SAMPLE / f"{name}.gz") for name in _FILES]

@@ -299,7 +299,7 @@ def plot_history(history: Any, *, target: float | None = None) -> Figure:
         accuracy.set_ylim(min(late) - margin, min(high + margin, 100 + margin / 5))
     loss.set(ylabel="loss (mean per image)", title=f"test loss: last {lists['test_loss'][-1]:.4f}")
     best = f"last {lists['test_accuracy'][-1]:.2f} %, best {max(tests, default=math.nan):.2f} %"
-    accuracy.set(ylabel="accuracy (%)", title=f"test accuracy: {best}")
+    accuracy.set(ylabel="accuracy (%)", title=f"test: {best}")
     rate.set(ylabel="learning rate", title=f"learning rate: highest {max(lists['learning_rate']):.2g}")
     for axes in (loss, accuracy, rate):
         axes.set(xlabel="epoch", xlim=(0.5, epochs + 0.5), xticks=range(1, epochs + 1, math.ceil(epochs / 8)))

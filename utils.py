@@ -31,9 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from data import ImageData, as_tensors, load_mnist, read_idx, split, write_atomically
+from data import ImageData, as_tensors, load_mnist, read_idx, somebody_watches, split, write_atomically
 from digits import prepare_digit
 from plots import (
     plot_augmentation,
@@ -428,12 +428,11 @@ def train_epoch(
     device, tally = _device_of(model), _Tally()
     # Reading a number makes a GPU wait for all work before it, so there it is done now and then only.
     read_every = 1 if device.type == "cpu" else 50
-    # None: shown in a terminal or a notebook alone. A notebook that nobody watches is run with TQDM_DISABLE=1.
-    hidden = True if progress is None or os.environ.get("TQDM_DISABLE") else None
+    hidden = progress is None or not somebody_watches()
     total = len(batches) if isinstance(batches, Sized) else None
     # The bar is not given the batches themselves: it would call iter() on them once too often, which in a
     # DataLoader starts the workers twice and draws an order that nobody sees.
-    with tqdm(total=total, desc=progress, unit="batch", leave=False, disable=hidden) as bar:
+    with tqdm(total=total, desc=progress, unit="batch", leave=False, disable=hidden, file=sys.stdout) as bar:
         for number, (inputs, labels) in enumerate(batches, start=1):
             inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):

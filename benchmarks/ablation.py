@@ -59,21 +59,22 @@ PARTS: dict[str, dict[str, Any]] = {
     "without scale": {"augment": utils.Augment(scale=0)},
     "without shear": {"augment": utils.Augment(shear=0)},
     "augmented to the end, no plain last epoch": {"plain_epochs": 0},
+    "AdamW in place of Muon": {"recipe": adamw},
+    "ReLU in place of SiLU": {"network": with_relu},
     "with erasing, probability 0.25": {"augment": utils.Augment(erasing=0.25)},
     "with elastic draws of 0.5 pixels": {"augment": utils.Augment(elastic=0.5)},
-    "an average of the weights, decay 0.998": {"average": 0.998},
-    "AdamW in place of Muon": {"recipe": adamw},
     "SGD with Nesterov momentum in place of Muon": {"recipe": sgd},
-    "batch size 256": {"batch_size": 256},
-    "ReLU in place of SiLU": {"network": with_relu},
     "dropout of 0.05 before the classifier": {"network": with_dropout},
     "label smoothing of 0.1": {"criterion": functools.partial(F.cross_entropy, label_smoothing=0.1)},
+    "batch size 256": {"batch_size": 256},
+    "an average of the weights, decay 0.998": {"average": 0.998},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=parse_seeds, default="100-102", help="not those of accuracy.py")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), metavar="PART")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--results", type=Path, default=RESULTS / "ablation.json")
@@ -84,7 +85,7 @@ def main() -> None:
     if options.results.exists():
         report["runs"] = json.loads(options.results.read_text())["runs"]
     done = {(run["part"], run["seed"]) for run in report["runs"]}
-    todo = [(part, seed) for seed in options.seeds for part in PARTS if (part, seed) not in done]
+    todo = [(part, seed) for part in options.parts for seed in options.seeds if (part, seed) not in done]
     settings = {"network": model.Net, "epochs": options.epochs, "validation": True}
     jobs = [{**settings, **PARTS[part], "seed": seed} for part, seed in todo]
     names = {id(job): part for job, (part, _) in zip(jobs, todo, strict=True)}

@@ -228,13 +228,17 @@ def ablation_text() -> str:
 
 
 def ablation_changes() -> dict[str, list[float]]:
-    """For each part, its validation accuracy less that of the whole recipe, seed by seed: the same images and start."""
+    """For each part, its validation accuracy less that of the whole recipe, seed by seed: the same images and start.
+
+    The whole recipe comes first, then what changed most for the worse; parts with fewer than 3 seeds are left out.
+    """
     runs = read("ablation")["runs"]
     whole = {run["seed"]: run["test_accuracy"][-1] for run in runs if run["part"] == WHOLE}
     changes: dict[str, list[float]] = {}
     for run in runs:
         changes.setdefault(run["part"], []).append(run["test_accuracy"][-1] - whole[run["seed"]])
-    return changes
+    changes = {name: values for name, values in changes.items() if len(values) >= 3}
+    return dict(sorted(changes.items(), key=lambda part: (part[0] != WHOLE, mean(part[1]))))
 
 
 def field_entries() -> list[dict[str, Any]]:

@@ -376,7 +376,7 @@ def test_predict_says_what_uint8_images_need():
 def test_the_bar_shows_running_loss_and_accuracy(monkeypatch):
     shown = []
     monkeypatch.setattr(utils.tqdm, "set_postfix_str", lambda self, text: shown.append(text), raising=False)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     batches = [(torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 1]))] * 50
     net = nn.Linear(2, 2)
     nn.init.eye_(net.weight), nn.init.zeros_(net.bias)

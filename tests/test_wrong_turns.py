@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 
 # Words by which the notebook's code cells are known.
-FETCH, IMPORTS, SETTINGS, DEVICE, DATA = "KIT_URL", "%load_ext", "SEED = ", "get_device", "load_mnist"
+FETCH, IMPORTS, SETTINGS, DEVICE, DATA = "KIT_URL", "%reload_ext", "SEED = ", "get_device", "load_mnist"
 NETWORK, BATCHES, TRAIN, CURVES, FINAL = "model.summary", "utils.Batches", "utils.fit", "plot_history", "final epoch"
 AUGMENT, CONFUSION = "plot_augmentation", "plot_confusion"
 UNTIL_TRAINED = [IMPORTS, SETTINGS, DEVICE, DATA, AUGMENT, NETWORK, BATCHES, TRAIN, FINAL]
