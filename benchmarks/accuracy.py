@@ -187,6 +187,14 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def seeds_of_rank(seeds: list[int], done: set[int], rank: int, world: int) -> list[int]:
+    """The seeds that this rank has to train: shared out before those done here are left out.
+
+    A rank cannot see what is done on other hosts, so what is done must not change how the seeds are shared.
+    """
+    return [seed for seed in seeds[rank::world] if seed not in done]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=["Net", "Nano", "Attempt2"], help="a class of model.py")
@@ -208,8 +216,7 @@ def main() -> None:
     report = new_report(network, options.epochs, options.batch_size, options.dataset)
     done = [run for file in {path, whole_path} if file.exists() for run in json.loads(file.read_text())["runs"]]
     report["runs"] = list({run["seed"]: run for run in done}.values())
-    # Each rank has its seeds whatever is done already: it cannot see what other hosts have done.
-    missing = [seed for seed in options.seeds[rank::world] if seed not in {run["seed"] for run in done}]
+    missing = seeds_of_rank(options.seeds, {run["seed"] for run in done}, rank, world)
     settings = {
         "network": network,
         "epochs": options.epochs,

@@ -45,12 +45,26 @@ def test_a_marker_that_nobody_writes_is_refused(report):
 
 
 def test_accuracy_row_computes_the_statistics_it_names(report):
-    runs = [{"seed": seed, "test_accuracy": [98.0, 99.0 + seed / 10]} for seed in range(5)]  # finals 99.0 to 99.4
+    runs = [  # finals 99.0 to 99.4
+        {"seed": seed, "test_accuracy": [98.0, 99.0 + seed / 10], "views_accuracy": 99.5 + seed / 100}
+        for seed in range(5)
+    ]
     row = report.accuracy_row({"network": "Net", "parameters": 7211, "epochs": 2, "runs": runs})
     assert row[:6] == ["`Net`", "7,211", "2", "5", "**99.20** ± 0.16", "99.00 – 99.40"]
     assert row[6] == "99.004 – 99.396"  # 99.2 ± 2.776 * 0.1581 / sqrt(5)
     assert float(row[7]) == pytest.approx(0.98, abs=0.03)
-    assert row[8] == "98.00"
+    assert row[8:] == ["98.00", "99.52"]
+
+
+def test_the_ablation_compares_seed_by_seed_and_waits_for_three_seeds(report, monkeypatch):
+    def part(name, *finals):
+        return [{"part": name, "seed": seed, "test_accuracy": [final]} for seed, final in enumerate(finals)]
+
+    runs = part("mended", 99.2, 99.3, 99.1) + part("too few", 99.0) + part("broken", 98.9, 98.8, 99.3)
+    monkeypatch.setattr(report, "read", lambda name: {"runs": runs + part(report.WHOLE, 99.0, 99.1, 99.2)})
+    changes = report.ablation_changes()
+    assert list(changes) == [report.WHOLE, "broken", "mended"]
+    assert changes["mended"] == pytest.approx([0.2, 0.2, -0.1])
 
 
 @pytest.mark.parametrize(
@@ -69,6 +83,12 @@ def test_result_files_are_whole(path):
 
 def test_parse_seeds():
     assert accuracy.parse_seeds("0-3,7") == [0, 1, 2, 3, 7]
+
+
+def test_no_seed_is_left_out_whatever_each_rank_has_done():
+    done = [{10}, {11, 13}]  # each rank knows of its own runs alone
+    todo = [set(accuracy.seeds_of_rank(list(range(10, 16)), done[rank], rank, 2)) for rank in (0, 1)]
+    assert todo == [{12, 14}, {15}]
 
 
 def tiny_run(seed: int) -> dict:
