@@ -122,14 +122,15 @@ def cited(peer: dict[str, Any]) -> str:
 
 
 def ablation_table() -> str:
-    runs = read("ablation")["runs"]
-    rows = []
+    report = read("ablation")
+    runs, rows = report["runs"], []
     for name, changes in ablation_changes().items():
         finals = [run["test_accuracy"][-1] for run in runs if run["part"] == name]
         loss = mean(run["test_loss"][-1] for run in runs if run["part"] == name)
         change = "" if name == WHOLE else f"{mean(changes):+.2f} ± {stdev(changes):.2f}"
         rows.append([name, str(len(finals)), f"{mean(finals):.2f} ± {stdev(finals):.2f}", change, f"{loss:.4f}"])
-    head = ["recipe", "seeds", "validation accuracy, %: mean ± sd", "change, seed by seed", "validation loss"]
+    accuracy = f"validation accuracy after {report['epochs']} epochs, %: mean ± sd"
+    head = ["recipe", "seeds", accuracy, "change, seed by seed", "validation loss"]
     return table(head, rows)
 
 
