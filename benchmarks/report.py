@@ -210,7 +210,7 @@ def attempts_table() -> str:
             "Which transformations suit these digits?",
             "each taken out of the recipe, or put in, on the validation split",
             ablation_text(),
-            "Together they help; any one of them alone, erasing and elastic draws too, is within the noise of three seeds.",
+            "Together they help; each alone, erasing and elastic draws too, is within the noise of three seeds.",
         ],
         [
             "`Net`",
