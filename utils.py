@@ -694,7 +694,7 @@ def fit(
 def _set_epoch(batches: Any, epoch: int) -> None:
     """Tell `batches`, or the sampler of a DataLoader, which epoch comes: as torch's DistributedSampler wants it."""
     for owner in (batches, getattr(batches, "sampler", None)):
-        if hasattr(owner, "set_epoch"):
+        if owner is not None and hasattr(owner, "set_epoch"):
             owner.set_epoch(epoch)
 
 
