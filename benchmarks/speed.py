@@ -142,7 +142,7 @@ def time_job(kind: str, seed: int, epochs: int) -> dict[str, Any]:
     return {"seed": seed, "seconds": seconds, "accuracies": accuracies, "reached": accuracies[-1] >= TARGET}
 
 
-def measure_job(kit_seeds: int = 5, usual_seeds: int = 3, kit_epochs: int = 6) -> dict[str, Any]:
+def measure_job(kit_seeds: int = 5, usual_seeds: int = 3, kit_epochs: int = 5) -> dict[str, Any]:
     """The kit's job and the usual one, in turns; the usual one is long, so it gets fewer seeds."""
     turns = [
         (kind, seed) for seed in range(kit_seeds) for kind in ("kit", "usual") if kind == "kit" or seed < usual_seeds
