@@ -157,16 +157,27 @@ def time_job(kind: str, seed: int, epochs: int) -> dict[str, Any]:
 
 
 def measure_job(kit_seeds: int = 5, usual_seeds: int = 3, kit_epochs: int = 5) -> dict[str, Any]:
-    """The kit's job and the usual one, in turns; the usual one is long, so it gets fewer seeds."""
+    """The kit's job and the usual one, in turns; the usual one is long, so it gets fewer seeds.
+
+    Every run is written down as it ends, and goes on from there: all of them take half an hour and more.
+    """
     turns = [
         (kind, seed) for seed in range(kit_seeds) for kind in ("kit", "usual") if kind == "kit" or seed < usual_seeds
     ]
-    runs: dict[str, list[dict[str, Any]]] = {"kit": [], "usual": []}
-    for kind, seed in tqdm(turns, desc="job", unit="run", disable=None):
+    report = json.loads(PATH.read_text()) if PATH.exists() else {}
+    runs: dict[str, list[dict[str, Any]]] = report.get("job_so_far", {"kit": [], "usual": []})
+    done = {(kind, run["seed"]) for kind in runs for run in runs[kind]}
+    todo = [turn for turn in turns if turn not in done]
+    for kind, seed in tqdm(todo, desc="job", unit="run", disable=None):
         runs[kind].append(time_job(kind, seed, kit_epochs if kind == "kit" else 15))
+        save(report | {"job_so_far": runs})
         print(f"job {kind} seed {seed}: {runs[kind][-1]['seconds']:.0f} s", flush=True)
     kit, usual = ([run["seconds"] for run in runs[kind]] for kind in ("kit", "usual"))
     return {"kit_s": kit, "usual_s": usual, "ratio": mean(usual) / mean(kit), "kit_epochs": kit_epochs, "runs": runs}
+
+
+def save(report: dict[str, Any]) -> None:
+    write_atomically(PATH, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def forward_operations(net: nn.Module) -> int:
@@ -297,8 +308,10 @@ def main() -> None:
     report["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
     for part in options.parts:
         report[part] = PARTS[part]()
+        if part == "job":
+            report.pop("job_so_far", None)
         print(part, json.dumps({k: v for k, v in report[part].items() if k != "runs"}), flush=True)
-        write_atomically(PATH, (json.dumps(report, indent=1) + "\n").encode())
+        save(report)
 
 
 if __name__ == "__main__":
