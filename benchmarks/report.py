@@ -151,7 +151,9 @@ def speed_table() -> str:
             f"**{epoch['ratio']:.1f} ×**",
         ],
         [
-            f"from the start of the process to {TARGET:.2f} %, or to the last epoch: mean",
+            f"from the start of the process to the first epoch at {TARGET:.2f} %, else to the last: "
+            f"mean of {len(job['kit_s'])} seeds, `Net` over {job['epochs']['kit']} epochs, the usual loop over "
+            f"{job['epochs']['usual']}",
             f"{mean(job['kit_s']):.0f} s; {sum(reached[0])} of {len(reached[0])} reached it",
             f"{mean(job['usual_s']):.0f} s; {sum(reached[1])} of {len(reached[1])} reached it, "
             f"final accuracy {mean(ends):.2f} %",
