@@ -167,8 +167,20 @@ def speed_table() -> str:
         f"fp32 matrix product does {limit['matmul_flop_s'] / 1e9:.0f} on the same machine: a share of "
         f"{limit['ratio']:.2f}."
     )
-    text = f"{machine}, {versions}. {limit_text} {growth_text(speed['growth'])}"
+    alone = median(epoch["steps_s"])
+    share_text = (
+        f"The steps of `Attempt2`'s network alone, all on one batch in memory, take {alone:.1f} s of the kit's "
+        f"{median(epoch['kit_s']):.1f} s an epoch: no loop around the same network could be more than "
+        f"{median(epoch['usual_s']) / alone:.1f} times as fast as the usual one here."
+    )
+    text = f"{machine}, {versions}. {share_text}\n\n{limit_text} {profile_text(speed['profile'])}"
+    text += f"\n\n{growth_text(speed['growth'])}"
     return table(["", "this kit", "the usual loop", "ratio"], rows) + f"\n\n{text}"
+
+
+def profile_text(profile: dict[str, float]) -> str:
+    top = ", ".join(f"`{name.removeprefix('aten::')}` {100 * share:.0f} %" for name, share in list(profile.items())[:8])
+    return f"Where the step's time goes: {top}. Only the convolutions do work that is counted."
 
 
 def growth_text(growth: dict[str, Any]) -> str:
