@@ -6,7 +6,7 @@ limit   the training step's useful operations a second beside those of the machi
 growth  seconds an epoch for more images and wider networks, and the peak of memory
 profile where the time of a training step goes
 
-python benchmarks/speed.py                  # all parts; some 25 minutes on two cores, which must be idle
+python benchmarks/speed.py                  # all parts; some 40 minutes on two cores, which must be idle
 python benchmarks/speed.py epoch limit      # these parts alone
 """
 
@@ -20,6 +20,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -284,7 +285,7 @@ def measure_profile() -> dict[str, Any]:
     return {event.key: round(event.self_cpu_time_total / total, 4) for event in events[:12]}
 
 
-PARTS = {
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "epoch": measure_epoch,
     "job": measure_job,
     "limit": measure_limit,
