@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accuracy import BATCH_SIZE, RESULTS, new_report, parse_seeds, run_all, save
 from torch import nn
 from tqdm import tqdm
 
 import model
 import utils
+from benchmarks.accuracy import BATCH_SIZE, RESULTS, new_report, parse_seeds, run_all, save
 
 
 def with_relu() -> nn.Module:

@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import timedelta
@@ -28,14 +27,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import torch
+from tqdm import tqdm
 
-import model  # noqa: E402
-import utils  # noqa: E402
-from data import write_atomically  # noqa: E402
+import model
+import utils
+from kit.runtime import write_atomically
 
 RESULTS = ROOT / "benchmarks" / "results"
 BATCH_SIZE = 128

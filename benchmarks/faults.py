@@ -10,11 +10,11 @@ epochs are done, the weights must equal, to the bit, those of a run that nobody 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
 from multiprocessing import get_context
@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import torch
+from tqdm import tqdm
 
-import model  # noqa: E402
-import utils  # noqa: E402
-from data import write_atomically  # noqa: E402
+import model
+import utils
+from kit.runtime import write_atomically
 
 EPOCHS = 12
 
@@ -46,11 +45,10 @@ def train(checkpoint: Path | None, seed: int, told: Any = None) -> dict[str, tor
         net,
         batches,
         utils.Batches(data, 64),
-        epochs=EPOCHS,
         checkpoint=checkpoint,
         on_epoch=None if told is None else lambda history: told.send(len(history)),
         verbose=False,
-        **utils.recipe(net, epochs=EPOCHS, steps_per_epoch=len(batches)),
+        **dataclasses.replace(utils.Recipe(), epochs=EPOCHS).arguments(net, len(batches)),
     )
     return net.state_dict()
 

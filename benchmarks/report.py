@@ -17,11 +17,10 @@ from statistics import mean, median, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-import model  # noqa: E402
-import utils  # noqa: E402
-from data import write_atomically  # noqa: E402
+import model
+import utils
+from kit.runtime import write_atomically
 
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = ROOT / "pictures"

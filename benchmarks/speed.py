@@ -27,17 +27,16 @@ from statistics import mean, median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
-from tqdm import tqdm, trange  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm, trange
 
-import model  # noqa: E402
-import utils  # noqa: E402
-from data import write_atomically  # noqa: E402
+import model
+import utils
+from kit.runtime import write_atomically
 
 PATH = ROOT / "benchmarks" / "results" / "speed.json"
 TARGET = 99.40

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-import data
 import model
 import utils
+from kit import data
 
 EPOCHS = 3
 

@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 
-import data
-from data import ImageData, as_tensors, load_mnist, read_idx, split, write_atomically
+from kit import data
+from kit.data import ImageData, as_tensors, load_mnist, read_idx, split, write_atomically
 
 KIT = Path(data.__file__).parent
 TYPES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
@@ -605,7 +605,7 @@ SPLIT_MD5 = "157d7db102a039a5cf3f8dddb6bdfd06"
 
 LOADERS = """
 import json, os, sys
-import data
+from kit import data
 
 root, table = json.loads(sys.argv[1])
 data._FILES = {name: tuple(facts) for name, facts in table.items()}

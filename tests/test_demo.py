@@ -14,11 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-import data
-import digits
-import make_demo
 import model
 import utils
+from examples import make_demo
+from kit import data, digits
 
 SAMPLE = data._SAMPLE
 NETWORKS = [model.Net, model.Nano, model.Attempt2]

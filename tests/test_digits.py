@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from data import read_idx
-from digits import prepare_digit
+from kit.digits import prepare_digit
+from kit.idx import read_idx
 
 SAMPLE = Path(__file__).parents[1] / "sample"
 

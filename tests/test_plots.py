@@ -18,8 +18,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-import plots
-from data import ImageData
+from kit import plots
+from kit.data import ImageData
 
 DIGITS = tuple("0123456789")
 WORDS = ("cat", "dog", "a very long name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import platform
@@ -33,8 +34,8 @@ def train_a_little(seed: int, epochs: int = 2) -> utils.History:
     utils.seed_everything(seed)
     net = model.Net(dropout=0.1)
     batches = Batches(random_data(), 16, augment=Augment(), shuffle=True, seed=seed)
-    recipe = utils.recipe(net, epochs=epochs, steps_per_epoch=len(batches))
-    return utils.fit(net, batches, batches_of(), epochs=epochs, verbose=False, **recipe)
+    recipe = dataclasses.replace(utils.Recipe(), epochs=epochs).arguments(net, len(batches))
+    return utils.fit(net, batches, batches_of(), verbose=False, **recipe)
 
 
 def batches_of(batch_size: int = 16) -> Batches:
@@ -216,8 +217,8 @@ def test_overfits_64_images():
     utils.seed_everything(0)
     net = model.Net()
     batches = Batches(random_data(), 64)
-    recipe = utils.recipe(net, epochs=60, steps_per_epoch=1)
-    history = utils.fit(net, batches, batches, epochs=60, verbose=False, **recipe)
+    recipe = dataclasses.replace(utils.Recipe(), epochs=60).arguments(net, 1)
+    history = utils.fit(net, batches, batches, verbose=False, **recipe)
     assert history.train_accuracy[-1] == 100
 
 

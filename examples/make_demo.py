@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 import model
 import utils
-from data import ImageData, write_atomically
+from kit.data import ImageData
+from kit.runtime import write_atomically
 
-TEMPLATE = Path(__file__).with_name("examples") / "demo_template.html"
+TEMPLATE = Path(__file__).with_name("demo_template.html")
 SIDE = 28
 
 

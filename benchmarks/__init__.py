@@ -1,0 +1,1 @@
+"""Measure the kit: run a module with `python -m benchmarks.NAME`. `results/` holds every figure that the docs show."""

@@ -1,0 +1,1 @@
+"""Examples: notebooks for another folder, and the page in which a trained network reads what you draw."""

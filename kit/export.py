@@ -1,0 +1,34 @@
+"""Export a trained network to ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kit.runtime import device_of, eval_mode, write_atomically
+
+
+def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, int] = (1, 28, 28)) -> None:
+    """Write `model` to `path` as ONNX, opset 18: "images" (N, *input_size), normalised, in; "logits" (N, K) out.
+
+    N is free. Needs the packages onnx and onnxscript (requirements-extra.txt); ImportError says so.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("export_onnx needs more packages: pip install -r requirements-extra.txt") from error
+    with eval_mode(model):
+        program = torch.onnx.export(
+            model,
+            (torch.zeros(2, *input_size, device=device_of(model)),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("count")},),
+            opset_version=18,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # it is None for the older exporter alone
+    write_atomically(path, program.model_proto.SerializeToString())
