@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed
@@ -37,6 +37,7 @@ from kit.checkpoints import Run, describe_run, load_checkpoint, resume, save_che
 from kit.data import ImageData, as_tensors, split
 from kit.digits import prepare_digit
 from kit.export import export_onnx
+from kit.history import History, Metrics, NonFiniteLoss
 from kit.idx import load_idx, load_mnist, read_idx
 from kit.optim import Muon, linear_schedule
 from kit.plots import (
@@ -255,43 +256,6 @@ class Batches:
 # ---------------------------------------------------------------------------------------------------- Training
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> the mean loss of the batch
-
-
-class Metrics(NamedTuple):
-    """The mean loss per image, and the accuracy in percent."""
-
-    loss: float
-    accuracy: float
-
-
-@dataclasses.dataclass
-class History:
-    """What `fit` measured: lists of plain numbers, one entry per finished epoch; `len` counts the epochs.
-
-    Accuracies are percentages; learning_rate is that of the epoch's first batch; seconds cover training and test.
-    """
-
-    train_loss: list[float] = dataclasses.field(default_factory=list)
-    train_accuracy: list[float] = dataclasses.field(default_factory=list)
-    test_loss: list[float] = dataclasses.field(default_factory=list)
-    test_accuracy: list[float] = dataclasses.field(default_factory=list)
-    learning_rate: list[float] = dataclasses.field(default_factory=list)
-    seconds: list[float] = dataclasses.field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.seconds)
-
-    def append(self, train: Metrics, test: Metrics, learning_rate: float, seconds: float) -> None:
-        """Add the measurements of one epoch."""
-        entry = (*train, *test, learning_rate, seconds)
-        for field, value in zip(dataclasses.fields(self), entry, strict=True):
-            getattr(self, field.name).append(value)
-
-
-class NonFiniteLoss(ValueError):
-    """The loss became NaN or infinite; `history`, if `fit` raised it, holds the epochs finished before."""
-
-    history: History | None = None
 
 
 class _Tally:
