@@ -89,15 +89,14 @@ def assert_equal_to_the_bit(one, two) -> None:
 # --- Exact resume
 
 
-@pytest.mark.parametrize("average", [None, 0.9])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("epoch", range(1, EPOCHS + 1))
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, optimizer, epoch, average):
-    whole = run(None, optimizer, average=average)
-    *_, history = run(tmp_path / "net.pt", optimizer, average=average, on_epoch=stop_after(epoch))
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, optimizer, epoch):
+    whole = run(None, optimizer)
+    *_, history = run(tmp_path / "net.pt", optimizer, on_epoch=stop_after(epoch))
     assert len(history) == epoch
     random.random(), torch.rand(5)  # whatever happens in between must not matter
-    assert_equal_to_the_bit(run(tmp_path / "net.pt", optimizer, average=average), whole)
+    assert_equal_to_the_bit(run(tmp_path / "net.pt", optimizer), whole)
 
 
 def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_from_the_last_whole_one(tmp_path):
@@ -160,7 +159,6 @@ def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
         ({"optimizer": "sgd"}, "optimizer"),
         ({"count": 64}, "training images"),
         ({"seed": 1}, "seed of the batches"),
-        ({"average": 0.9}, "average"),
         ({"criterion": nn.MultiMarginLoss()}, "criterion"),
     ],
 )
