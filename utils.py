@@ -389,7 +389,7 @@ def fit(
 
     Ctrl-C, or KeyboardInterrupt from `on_epoch`, ends the training. In a notebook `fit` then returns the history of
     the finished epochs, and another `fit` in the same cell raises KeyboardInterrupt, so that a loop over seeds ends
-    as well. In a script `fit` raises KeyboardInterrupt.
+    as well. In a script `fit` raises KeyboardInterrupt, with that history as its attribute `history`.
 
     Under `start_distributed` the gradients are averaged over all processes, all of them end together, and the first
     alone prints and saves. On Linux this process keeps the memory that tensors free from here on, which almost

@@ -161,7 +161,8 @@ def early_endings(history: History, epochs: int, model: nn.Module, checkpoint: A
     try:
         with interrupt_later() if rank_and_world()[1] > 1 else nullcontext():  # all processes end together
             yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        error.history = history  # type: ignore[attr-defined]
         if verbose:
             kept = "the same call goes on from here" if checkpoint else "give `checkpoint` a file to go on another time"
             print(f"Interrupted after {len(history)} of {epochs} epochs: {kept}.", flush=True)

@@ -33,7 +33,7 @@ def as_plain(value: Any, known: tuple[Any, ...] = ()) -> Any:
     in C, the class alone is left: `incomparable` finds these. So it is for the objects in `known`, which are
     described elsewhere.
     """
-    return _plain(value, tuple(map(id, known)))
+    return _plain(value, frozenset(map(id, known)), ())
 
 
 def incomparable(plain: Any, name: str = "") -> list[str]:
@@ -80,8 +80,8 @@ def differences(saved: Any, now: Any, name: str = "") -> list[str]:
     return [] if saved == now or both_nan else [f"{name}: saved {saved!r}, now {now!r}"]
 
 
-def _plain(value: Any, owners: tuple[int, ...]) -> Any:
-    """`as_plain` of `value`, a part of the objects with the ids `owners`: these end a circle."""
+def _plain(value: Any, known: frozenset[int], owners: tuple[int, ...]) -> Any:
+    """`as_plain` of `value`, a part of the objects with the ids `owners`, which are not described once more."""
     simple = _plain_number(value)
     if simple is not None or value is None:
         return simple
@@ -89,11 +89,11 @@ def _plain(value: Any, owners: tuple[int, ...]) -> Any:
         return name_of(value)
     if isinstance(value, Tensor):
         return _plain_tensor(value)
-    if id(value) in owners:
+    if id(value) in known or id(value) in owners:
         return {"class": name_of(type(value))}
     if len(owners) > _DEEP:
         return {"class": name_of(type(value)), NOT_COMPARED: True}
-    plain = functools.partial(_plain, owners=(*owners, id(value)))
+    plain = functools.partial(_plain, known=known, owners=(*owners, id(value)))
     if isinstance(value, numpy.ndarray):
         return plain(value.tolist()) if value.dtype.hasobject else _plain_array(value)
     if isinstance(value, dict):

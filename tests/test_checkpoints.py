@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import model
 import utils
-from kit import data
+from kit import checkpoints
 
 EPOCHS = 3
 
@@ -45,17 +45,17 @@ def run(path, optimizer="adamw", *, seed=0, epochs=EPOCHS, dropout=0.2, count=48
     batches = utils.Batches(small_data(count=count), 16, augment=utils.Augment(erasing=0.3), shuffle=True, seed=seed)
     optimizer = OPTIMIZERS[optimizer](net)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=epochs * len(batches))
-    history = utils.fit(
-        net,
-        batches,
-        utils.Batches(small_data(1), 16),
-        epochs=epochs,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        checkpoint=path,
-        **{"verbose": False, **arguments},
-    )
+    test = utils.Batches(small_data(1), 16)
+    history = fit(net, batches, test, epochs=epochs, optimizer=optimizer, scheduler=scheduler, checkpoint=path, **arguments)
     return net, optimizer, history
+
+
+def fit(*positional, **arguments) -> utils.History:
+    """`utils.fit`, silent; after an interrupt the history of the finished epochs, as in a notebook."""
+    try:
+        return utils.fit(*positional, **{"verbose": False, **arguments})
+    except KeyboardInterrupt as stop:
+        return stop.history
 
 
 def stop_after(epoch: int):
@@ -99,23 +99,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, optimize
     assert_equal_to_the_bit(run(tmp_path / "net.pt", optimizer), whole)
 
 
-def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_from_the_last_whole_one(tmp_path):
-    steps = itertools.count(1)
+class Stopping(utils.Batches):
+    """Batches that press Ctrl-C in the second epoch."""
 
-    def criterion(logits, labels):
-        if next(steps) == 6:  # three training batches and three test batches an epoch: in the second epoch's first
-            raise KeyboardInterrupt
-        return nn.functional.cross_entropy(logits, labels)
+    stops = False
 
-    criterion.__qualname__ = "criterion"
+    def __iter__(self):
+        for number, batch in enumerate(super().__iter__()):
+            if self.stops and self.epoch == 1 and number == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
 
-    def plain(logits, labels):
-        return nn.functional.cross_entropy(logits, labels)
 
-    plain.__qualname__ = "criterion"
-    *_, history = run(tmp_path / "net.pt", criterion=criterion)
-    assert len(history) in (0, 1)
-    assert_equal_to_the_bit(run(tmp_path / "net.pt", criterion=plain), run(None))
+def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_from_the_last_whole_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "Batches", Stopping)
+    monkeypatch.setattr(Stopping, "stops", True)
+    *_, history = run(tmp_path / "net.pt")
+    assert len(history) == 1
+    monkeypatch.setattr(Stopping, "stops", False)
+    assert_equal_to_the_bit(run(tmp_path / "net.pt"), run(None))
 
 
 @pytest.mark.parametrize("own_generator", [False, True])
@@ -127,14 +129,13 @@ def test_a_stock_dataloader_resumes_to_the_bit_too(tmp_path, own_generator):
         dataset = TensorDataset(inputs, (inputs.sum(1) > 0).long())
         optimizer = OPTIMIZERS["sgd"](net)
         generator = torch.Generator().manual_seed(1) if own_generator else None
-        history = utils.fit(
+        history = fit(
             net,
             DataLoader(dataset, 16, sampler=RandomSampler(dataset, generator=generator)),
             DataLoader(dataset, 16),
             epochs=4,
             optimizer=optimizer,
             checkpoint=path,
-            verbose=False,
             **arguments,
         )
         return net, optimizer, history
@@ -154,11 +155,11 @@ def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"dropout": 0.3}, "Dropout"),
-        ({"epochs": 4}, "epochs"),
-        ({"optimizer": "sgd"}, "optimizer"),
-        ({"count": 64}, "training images"),
-        ({"seed": 1}, "seed of the batches"),
+        ({"dropout": 0.3}, "model.modules.layers.*: saved 0.2, now 0.3"),
+        ({"epochs": 4}, "epochs: saved 3, now 4"),
+        ({"optimizer": "sgd"}, "optimizer.class"),
+        ({"count": 64}, "train_batches.data.images"),
+        ({"seed": 1}, "train_batches.seed: saved 0, now 1"),
         ({"criterion": nn.MultiMarginLoss()}, "criterion"),
     ],
 )
@@ -190,13 +191,13 @@ def test_ctrl_c_at_any_moment_ends_fit_normally_with_a_checkpoint_of_the_last_wh
 
 
 def test_an_interrupt_while_the_epoch_is_being_saved_waits_until_it_is(tmp_path, monkeypatch):
-    write = data.write_atomically
+    write = checkpoints.write_atomically
 
     def interrupted(path, payload):
         os.kill(os.getpid(), signal.SIGINT)
         write(path, payload)
 
-    monkeypatch.setattr(utils, "write_atomically", interrupted)
+    monkeypatch.setattr(checkpoints, "write_atomically", interrupted)
     *_, history = run(tmp_path / "net.pt")
     assert len(history) == 1
     assert utils.load_checkpoint(tmp_path / "net.pt")["history"]["seconds"] == history.seconds
