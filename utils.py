@@ -33,7 +33,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from kit.checkpoints import Run, describe_run, load_checkpoint, resume, save_checkpoint, save_run
+from kit.checkpoints import (
+    Run,
+    describe_run,
+    load_checkpoint,
+    resume,
+    save_checkpoint,
+    save_run,
+    use_python_numbers,
+)
 from kit.data import ImageData, as_tensors, split
 from kit.digits import prepare_digit
 from kit.export import export_onnx
@@ -403,6 +411,7 @@ def fit(
     verbose = verbose and rank_and_world()[0] == 0
     history = History()
     run = Run(model, optimizer, scheduler, train_batches, test_batches, history)
+    use_python_numbers(run)
     with early_endings(history, epochs, model, checkpoint, verbose):
         if checkpoint is not None:
             criteria = {"criterion": criterion, "test_criterion": test_criterion}

@@ -77,6 +77,14 @@ def save_run(run: Run, settings: dict[str, Any], path: str | Path) -> None:
     """Save the state of `run`, with the random states of all processes; the first process writes the file."""
     state = _snapshot(run) | {"settings": settings, "data": _statistics_of(run.train_batches)}
     from_first(lambda: save_checkpoint(path, state))
+    if len(run.history) == 1:  # what cannot be read back must be known before the training goes on
+        from_first(lambda: load_checkpoint(path) and None)
+
+
+def use_python_numbers(run: Run) -> None:
+    """Replace NumPy's numbers among the options: a file with them is refused, and float32 is rounded otherwise."""
+    for options in [*run.optimizer.param_groups, *([vars(run.scheduler)] if run.scheduler is not None else [])]:
+        options.update(_without_numpy(options))
 
 
 def resume(run: Run, settings: dict[str, Any], path: str | Path, verbose: bool) -> None:
@@ -146,9 +154,9 @@ def _restore(run: Run, state: dict[str, Any]) -> list[str]:
 
 
 def _without_numpy(state: Any) -> Any:
-    """`state` with Python's numbers in place of NumPy's, which a checkpoint could not be read with."""
-    if isinstance(state, numpy.generic | numpy.ndarray):
-        return state.tolist()
+    """`state` with Python's numbers in place of NumPy's."""
+    if isinstance(state, numpy.generic):
+        return state.item()
     if type(state) in (list, tuple):
         return type(state)(map(_without_numpy, state))
     return {key: _without_numpy(item) for key, item in state.items()} if type(state) is dict else state
@@ -206,10 +214,19 @@ def _state_of(generator: Any) -> Any:
     if isinstance(generator, torch.device):
         return _on_device(generator, "get_rng_state")
     if isinstance(generator, numpy.random.Generator):
-        return _without_numpy(generator.bit_generator.state)
+        return _lists(generator.bit_generator.state)
     if isinstance(generator, random.Random) or generator is random:
         return generator.getstate()
-    return _without_numpy(generator.get_state())
+    return _lists(generator.get_state())
+
+
+def _lists(state: Any) -> Any:
+    """`state` with lists in place of NumPy's arrays, which a checkpoint could not be read with."""
+    if isinstance(state, dict):
+        return {key: _lists(item) for key, item in state.items()}
+    if isinstance(state, tuple):
+        return tuple(map(_lists, state))
+    return state.tolist() if isinstance(state, numpy.ndarray) else state
 
 
 def _set_state(generator: Any, state: Any) -> None:
