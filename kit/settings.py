@@ -6,6 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import math
+import numbers
+import operator
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +16,26 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+
+
+def whole_number(name: str, value: Any, *, least: int) -> int:
+    """Return `value` as an int; raise ValueError unless it is an int or NumPy integer of at least `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    return number
+
+
+def real_number(name: str, value: Any, *, most: float) -> float:
+    """Return `value` as a float; raise ValueError unless it is a finite number from 0 to `most`, NumPy's included."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= most or math.isinf(value):
+        limits = "of at least 0" if math.isinf(most) else f"from 0 to {most}"
+        raise ValueError(f"{name} is {value!r}; expected a finite number {limits}")
+    return float(value)
 
 
 def as_plain(value: Any) -> Any:
