@@ -236,7 +236,9 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rank, world = rank_and_world()
         if self._trains() and self.batch_size < world:
-            raise ValueError(f"batch_size is {self.batch_size}; expected at least one image for each of {world} processes")
+            raise ValueError(
+                f"batch_size is {self.batch_size}; expected at least one image for each of {world} processes"
+            )
         order, draws = self._draw_order(rank)
         augment = self.augment if self.augment_epochs is None or self.epoch < self.augment_epochs else None
         for chosen in order.to(self.device).split(self.batch_size)[: len(self)]:

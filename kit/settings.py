@@ -51,7 +51,7 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, numpy.generic):
         return value.item()
     if isinstance(value, Tensor | numpy.ndarray):
-        return _plain_tensor(torch.as_tensor(value))
+        return _plain_tensor(torch.as_tensor(value, device="cpu"))
     if isinstance(value, dict):
         return {str(key): as_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
