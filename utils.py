@@ -134,7 +134,7 @@ class Augment:
     def __post_init__(self) -> None:
         limits = {"rotation": 180, "translation": 1, "scale": 0.9, "shear": 80, "elastic": 10, "erasing": 1}
         for name, limit in limits.items():
-            real_number(name, getattr(self, name), most=limit)
+            real_number(name, getattr(self, name), limit)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return changed copies of `images`, floats (N, C, H, W) from 0 to 1; `generator` must be on their device."""
@@ -208,9 +208,9 @@ class Batches:
         if not isinstance(data, ImageData):
             raise TypeError(f"data is {type(data).__name__}; expected ImageData: as_tensors(dataset) makes it")
         self.data, self.augment, self.shuffle, self.drop_last = data, augment, shuffle, drop_last
-        self.batch_size = whole_number("batch_size", batch_size, least=1)
+        self.batch_size = whole_number("batch_size", batch_size, 1)
         if augment_epochs is not None:
-            augment_epochs = whole_number("augment_epochs", augment_epochs, least=0)
+            augment_epochs = whole_number("augment_epochs", augment_epochs, 0)
         self.augment_epochs, self.epoch = augment_epochs, 0
         self.device = get_device() if device is None else torch.device(device)
         if seed is None:  # drawn only where it is used: batches in order leave the global generator alone
@@ -562,9 +562,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, least in {"epochs": 1, "batch_size": 1, "plain_epochs": 0}.items():
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=least))
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         for name, most in {"lr": math.inf, "warmup": 1}.items():
-            object.__setattr__(self, name, real_number(name, getattr(self, name), most=most))
+            object.__setattr__(self, name, real_number(name, getattr(self, name), most))
         if self.lr == 0:
             raise ValueError("lr is 0; expected a number above 0")
         for name in ("augment", "optimizer", "schedule", "criterion", "test_criterion"):

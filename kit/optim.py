@@ -97,7 +97,7 @@ def linear_schedule(optimizer: Optimizer, steps: int, warmup: float = 0.2) -> LR
 
     Call the scheduler's step() after every batch. Raises ValueError for bad arguments.
     """
-    total = whole_number("steps", steps, least=1)
-    rising = max(1, round(real_number("warmup", warmup, most=1) * total))
+    total = whole_number("steps", steps, 1)
+    rising = max(1, round(real_number("warmup", warmup, 1) * total))
     falling = max(1, total - rising)
     return LambdaLR(optimizer, lambda step: min((step + 1) / rising, max(0.0, (total - step) / falling)))

@@ -8,7 +8,6 @@ import hashlib
 import inspect
 import math
 import numbers
-import operator
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -16,26 +15,6 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
-
-
-def whole_number(name: str, value: Any, *, least: int) -> int:
-    """Return `value` as an int; raise ValueError unless it is an int or NumPy integer of at least `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if isinstance(value, bool) or number < least:
-        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
-    return number
-
-
-def real_number(name: str, value: Any, *, most: float) -> float:
-    """Return `value` as a float; raise ValueError unless it is a finite number from 0 to `most`, NumPy's included."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= most or math.isinf(value):
-        limits = "of at least 0" if math.isinf(most) else f"from 0 to {most}"
-        raise ValueError(f"{name} is {value!r}; expected a finite number {limits}")
-    return float(value)
 
 
 def as_plain(value: Any) -> Any:
@@ -51,7 +30,7 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, numpy.generic):
         return value.item()
     if isinstance(value, Tensor | numpy.ndarray):
-        return _plain_tensor(torch.as_tensor(value, device="cpu"))
+        return _plain_tensor(torch.as_tensor(value))
     if isinstance(value, dict):
         return {str(key): as_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -74,6 +53,22 @@ def as_plain(value: Any) -> Any:
 def name_of(value: Any) -> str:
     """Return the full name of a class or function, such as "torch.optim.sgd.SGD"."""
     return f"{value.__module__}.{value.__qualname__}"
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """Return `value`, of Python or NumPy, as an int; raise ValueError unless it is whole and at least `least`."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    return int(value)
+
+
+def real_number(name: str, value: Any, most: float = math.inf) -> float:
+    """Return `value`, of Python or NumPy, as a float; raise ValueError unless it is finite and from 0 to `most`."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= most or math.isinf(value):
+        limits = "of at least 0" if math.isinf(most) else f"from 0 to {most}"
+        raise ValueError(f"{name} is {value!r}; expected a finite number {limits}")
+    return float(value)
 
 
 def checksum(*parts: bytes) -> str:
