@@ -86,7 +86,8 @@ from kit.runtime import (
     sum_over_processes,
     train_mode,
 )
-from kit.settings import whole_number
+from kit.settings import real_number, whole_number
+from kit.views import ShiftedViews
 
 __all__ = [
     "Augment",
@@ -129,18 +130,22 @@ __all__ = [
 
 # --------------------------------------------------------------------------------------- Augmentation and batches
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]  # floats (N, C, H, W) from 0 to 1, changed
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]  # floats (N, C, H, W) from 0 to 1 -> the same, changed
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random changes of a batch of images, one draw PER IMAGE, on the batch's own device.
+    """Random changes to a batch of images, drawn for each image separately, on the device of the batch.
 
-    rotation: up to so many degrees either way. translation: up to this fraction of the side, each way.
-    scale: up to this fraction smaller or larger. shear: up to so many degrees either way. elastic: standard
-    deviation of a smooth random displacement, in pixels (Simard et al., 2003, on a 5 x 5 grid of draws).
-    erasing: probability that a rectangle of 2 to 20 % of the area is blanked (Zhong et al., 2017).
-    What moves in from outside is zero, the background of images that are bright on black.
+    rotation: maximum angle in either direction, in degrees.
+    translation: maximum shift in each direction, as a fraction of the side.
+    scale: maximum change of size in either direction, as a fraction.
+    shear: maximum angle in either direction, in degrees.
+    elastic: standard deviation in pixels of a smooth random displacement (Simard et al., 2003), interpolated from
+        a 5 x 5 grid.
+    erasing: probability that a rectangle of 2 to 20 % of the area is set to zero (Zhong et al., 2017).
+
+    Pixels that move in from outside the image are zero. Raises ValueError for a number out of range.
     """
 
     rotation: float = 15.0
@@ -153,49 +158,40 @@ class Augment:
     def __post_init__(self) -> None:
         limits = {"rotation": 180, "translation": 1, "scale": 0.9, "shear": 80, "elastic": 10, "erasing": 1}
         for name, limit in limits.items():
-            value = getattr(self, name)
-            if not 0 <= value <= limit:
-                raise ValueError(f"{name} is {value!r}; expected a number from 0 to {limit}")
+            real_number(name, getattr(self, name), limit)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Changed copies of `images` (N, C, H, W), floats from 0 to 1; `generator` must live on their device."""
+        """Return changed copies of `images`, floats (N, C, H, W) from 0 to 1; `generator` must be on their device."""
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected floats (N, C, H, W)")
-        draws = torch.rand(len(images), 9, 1, 1, generator=generator, device=images.device)
+        draws = torch.rand(len(images), 9, 1, 1, generator=generator, dtype=images.dtype, device=images.device)
         images = F.grid_sample(images, self._grid(images, draws[:, :5], generator), align_corners=False)
         return self._erased(images, draws[:, 5:]) if self.erasing else images
 
     def _grid(self, images: Tensor, draws: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Where each pixel of the result comes from: (N, H, W, 2), x and y from -1 to 1."""
+        """Return where each pixel of the result comes from: (N, H, W, 2), x and y from -1 to 1."""
         height, width = images.shape[-2:]
-        y = torch.arange(height, device=images.device).sub((height - 1) / 2)[:, None]
-        x = torch.arange(width, device=images.device).sub((width - 1) / 2)
-        limits = [
-            math.radians(self.rotation),
-            math.radians(self.shear),
-            self.scale,
-            self.translation,
-            self.translation,
-        ]
-        spread = draws.new_tensor(limits)[:, None, None]
-        angle, shear, scale, right, down = ((2 * draws - 1) * spread).unbind(1)
+        y = torch.arange(height, dtype=draws.dtype, device=draws.device).sub((height - 1) / 2)[:, None]
+        x = torch.arange(width, dtype=draws.dtype, device=draws.device).sub((width - 1) / 2)
+        # The limits stay Python numbers: a tensor of them would make a GPU wait for its copy in every batch.
+        limits = (math.radians(self.rotation), math.radians(self.shear), self.scale, self.translation, self.translation)
+        signed = (2 * draws - 1).unbind(1)
+        angle, shear, scale, right, down = (draw * limit for draw, limit in zip(signed, limits, strict=True))
         cos, sin, zoom, slope = angle.cos(), angle.sin(), 1 / (1 + scale), shear.tan()
         from_x = zoom * (cos * x + (slope * cos - sin) * y) + right * width
         from_y = zoom * (sin * x + (slope * sin + cos) * y) + down * height
         if self.elastic:
-            coarse = torch.randn(len(images), 2, 5, 5, generator=generator, device=images.device) * self.elastic
+            coarse = draws.new_empty(len(images), 2, 5, 5).normal_(generator=generator) * self.elastic
             smooth = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)
             from_x, from_y = from_x + smooth[:, 0], from_y + smooth[:, 1]
         return torch.stack([from_x * (2 / width), from_y * (2 / height)], dim=-1)
 
     def _erased(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Blank one rectangle in each image, with probability `erasing`."""
+        """Set one rectangle in each image to zero, with probability `erasing`."""
         height, width = images.shape[-2:]
         chance, size, place_x, place_y = draws.unbind(1)
-        area, shape = (
-            0.02 + 0.18 * size,
-            3.0 ** (2 * chance / self.erasing - 1),
-        )  # height / width from 1/3 to 3
+        area = 0.02 + 0.18 * size
+        shape = 3.0 ** (2 * chance / self.erasing - 1)  # height / width, from 1/3 to 3
         tall, wide = (area * shape).sqrt() * height, (area / shape).sqrt() * width
         y = torch.arange(height, device=images.device)[:, None] - place_y * (height - tall)
         x = torch.arange(width, device=images.device) - place_x * (width - wide)
@@ -204,14 +200,21 @@ class Augment:
 
 
 class Batches:
-    """Batches of (images, labels) from `data`, which lives on `device` whole: any number of passes over it.
+    """Batches of (images, labels) from `data`, kept on `device` as a whole; iterate over it any number of times.
 
-    Images come as floats (N, C, H, W), augmented if `augment` is given, then normalised with the statistics
-    that `data` carries; labels as int64 (N,). `shuffle` draws a new order for every pass, from `generator`, a
-    stream of its own that `seed` starts. Without either the batches are in order and the same in every pass.
-    With `augment_epochs` only so many epochs are augmented, and the later ones show the images as they are; `fit`
-    says which epoch it is, other loops call `set_epoch`. Under `start_distributed` each process gets its share of
-    every batch.
+    Images are floats (N, C, H, W), augmented, then normalised with the mean and std of `data`; labels are int64 (N,).
+
+    augment: called as augment(images, generator), images from 0 to 1; None for none.
+    augment_epochs: augment this many epochs only; None for all. `fit` sets the epoch, other loops call `set_epoch`.
+    shuffle: visit the images in a new random order in every pass.
+    drop_last: leave out a last batch smaller than `batch_size`; BatchNorm cannot always train on a single image.
+    device: None takes `get_device()`.
+    seed: determines the order and the augmentation; None draws one.
+
+    After `start_distributed` each process gets its share of every batch. With `shuffle` or `augment`, a last batch
+    with fewer images than processes is left out. Otherwise every image comes exactly once, and a process without a
+    share of the last batch gets an empty one, (0, C, H, W).
+    Raises TypeError or ValueError for bad arguments, torch.OutOfMemoryError if `data` does not fit on `device`.
     """
 
     def __init__(
@@ -222,59 +225,81 @@ class Batches:
         augment: Augmentation | None = None,
         augment_epochs: int | None = None,
         shuffle: bool = False,
+        drop_last: bool = False,
         device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
         if not isinstance(data, ImageData):
             raise TypeError(f"data is {type(data).__name__}; expected ImageData: as_tensors(dataset) makes it")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
-        if augment_epochs is not None and (not isinstance(augment_epochs, int) or augment_epochs < 0):
-            raise ValueError(f"augment_epochs is {augment_epochs!r}; expected a whole number of at least 0, or None")
-        self.data, self.batch_size, self.augment, self.shuffle = data, batch_size, augment, shuffle
+        self.data, self.augment, self.shuffle, self.drop_last = data, augment, shuffle, drop_last
+        self.batch_size = whole_number("batch_size", batch_size, 1)
+        if augment_epochs is not None:
+            augment_epochs = whole_number("augment_epochs", augment_epochs, 0)
         self.augment_epochs, self.epoch = augment_epochs, 0
         self.device = get_device() if device is None else torch.device(device)
         if seed is None:  # drawn only where it is used: batches in order leave the global generator alone
-            seed = int(torch.randint(2**31, ())) if shuffle or augment is not None else 0
+            seed = int(torch.randint(2**31, (), device="cpu")) if self._trains() else 0
         self.seed = seed
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = torch.Generator("cpu").manual_seed(self.seed)
         try:
             self._images, self._labels = data.images.to(self.device), data.labels.to(self.device)
         except torch.OutOfMemoryError as error:
             error.args = (f"data does not fit on {self.device}: give device='cpu', and only batches go there\n{error}",)
             raise
-        self._scale = 1 / 255 if data.images.dtype == torch.uint8 else 1.0
-        self._mean = torch.tensor(data.mean, device=self.device).view(1, -1, 1, 1)
-        self._std = torch.tensor(data.std, device=self.device).view(1, -1, 1, 1)
+        self._statistics = _statistics_on(self.device, data)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.data) / self.batch_size)
+        whole, rest = divmod(len(self.data), self.batch_size)
+        least = rank_and_world()[1] if self._trains() else 1
+        return whole + (rest >= least and not self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch, counted from 0, the next pass is: it tells whether that pass is augmented."""
+        """Set the epoch of the next pass, counted from 0: it decides whether that pass is augmented."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rank, world = rank_and_world()
+        if self._trains() and self.batch_size < world:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; expected at least one image for each of {world} processes"
+            )
         order, draws = self._draw_order(rank)
         augment = self.augment if self.augment_epochs is None or self.epoch < self.augment_epochs else None
-        for chosen in order.to(self.device).split(self.batch_size):
+        for chosen in order.to(self.device).split(self.batch_size)[: len(self)]:
             mine = chosen[rank::world]
-            if len(chosen) < world:  # too few for every process: all of them leave this last batch out
-                return
-            images = self._images[mine].float().mul_(self._scale)
+            images = _scaled(self._images[mine])
             if augment is not None:
                 images = augment(images, draws)
-            yield images.sub_(self._mean).div_(self._std), self._labels[mine]
+            yield _normalised(images, *self._statistics), self._labels[mine]
+
+    def _trains(self) -> bool:
+        return self.shuffle or self.augment is not None
 
     def _draw_order(self, rank: int) -> tuple[Tensor, torch.Generator]:
-        """This pass's order, the same in every process, and a generator for augmentation, each process its own."""
+        """Return this pass's order, the same in every process, and a generator of this process for augmentation."""
         draws = torch.Generator(self.device)
-        if not self.shuffle and self.augment is None:
-            return torch.arange(len(self.data)), draws
-        order = torch.randperm(len(self.data), generator=self.generator)
-        draws.manual_seed(int(torch.randint(2**62, (), generator=self.generator)) + rank)
-        return order if self.shuffle else torch.arange(len(self.data)), draws
+        in_order = torch.arange(len(self.data), device="cpu")
+        if not self._trains():
+            return in_order, draws
+        order = torch.randperm(len(self.data), generator=self.generator, device="cpu")
+        draws.manual_seed(int(torch.randint(2**62, (), generator=self.generator, device="cpu")) + rank)
+        return order if self.shuffle else in_order, draws
+
+
+def _statistics_on(device: torch.device, data: ImageData) -> tuple[Tensor, Tensor]:
+    """Return the mean and std of `data` on `device`, each (C, 1, 1)."""
+    mean, std = (torch.tensor(numbers, device=device).view(-1, 1, 1) for numbers in (data.mean, data.std))
+    return mean, std
+
+
+def _scaled(images: Tensor) -> Tensor:
+    """Return uint8 images as floats from 0 to 1, and floats as they are."""
+    return images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images.float()
+
+
+def _normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    # Out of place first: an augmentation may return a view, or a tensor that it keeps.
+    return images.sub(mean).div_(std)
 
 
 # ---------------------------------------------------------------------------------------------------- Training
@@ -474,21 +499,23 @@ def _set_epoch(batches: Any, epoch: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Every setting of the default training, in one place; the defaults are those that the README reports.
+    """Every setting of the default training, in one place; the README reports results for the defaults.
 
-    Vary it with `dataclasses.replace(Recipe(), epochs=5)`.
+    Change a setting with `dataclasses.replace(Recipe(), epochs=5)`.
 
     epochs: passes over the training images.
     batch_size: images per step.
-    augment: random changes of the training images, called as augment(images, generator); None for none.
-    plain_epochs: the last epochs, which show the images unchanged, so that BatchNorm's statistics settle on what
-        the test shows.
+    augment: random changes to the training images, called as augment(images, generator); None for none.
+    plain_epochs: the number of last epochs that are not augmented, so that BatchNorm's statistics match the test
+        images; at least `epochs` means that no epoch is augmented.
     optimizer: called as optimizer(params, lr=lr): a class, or functools.partial(torch.optim.SGD, momentum=0.9).
     lr: the peak learning rate.
-    schedule: called as schedule(optimizer, steps, warmup), and stepped after every batch.
+    schedule: called as schedule(optimizer, steps, warmup); its step() is called after every batch.
     warmup: the share of all steps in which the learning rate rises.
-    criterion: called as criterion(logits, labels): the mean loss of a batch.
-    test_criterion: the same, for the test loss; None takes `criterion`.
+    criterion: called as criterion(logits, labels); returns the mean loss of a batch.
+    test_criterion: the same for the test loss; None takes `criterion`.
+
+    Raises ValueError for a number out of range, TypeError for a setting that should be callable and is not.
     """
 
     epochs: int = 15
@@ -505,13 +532,17 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, least in {"epochs": 1, "batch_size": 1, "plain_epochs": 0}.items():
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr!r}; expected a number above 0")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup is {self.warmup!r}; expected a share of the steps, from 0 to 1")
+        for name, most in {"lr": math.inf, "warmup": 1}.items():
+            object.__setattr__(self, name, real_number(name, getattr(self, name), most))
+        if self.lr == 0:
+            raise ValueError("lr is 0; expected a number above 0")
+        for name in ("augment", "optimizer", "schedule", "criterion", "test_criterion"):
+            value = getattr(self, name)
+            if not callable(value) and not (value is None and name in ("augment", "test_criterion")):
+                raise TypeError(f"{name} is {value!r}; expected a function or a class")
 
     def arguments(self, model: nn.Module, steps_per_epoch: int) -> dict[str, Any]:
-        """Return the arguments of `fit` for `model`, for batches of your own: a DataLoader, for instance.
+        """Return the arguments of `fit` for `model`, to train on batches of your own, such as a DataLoader.
 
         Example: fit(net, loader, test_loader, **Recipe().arguments(net, len(loader)))
         """
@@ -536,19 +567,23 @@ def train_network(
     on_epoch: Callable[[History], None] | None = None,
     verbose: bool = True,
 ) -> History:
-    """Train `model` on `train` by `recipe`, on the device where it is, testing on `test` after each epoch.
+    """Train `model` on `train` as `recipe` says, on the device of `model`, and test it on `test` after each epoch.
 
-    `seed` decides the order of the images, their augmentation and every other draw; call `seed_everything` before
-    you make the model, and its first weights are decided as well. The other arguments are those of `fit`.
+    `seed` determines the order of the images, their augmentation and every other random number; call
+    `seed_everything` before you create the model to determine its initial weights as well. A last batch with fewer
+    than two images per process is left out, because BatchNorm cannot always train on one image. The other arguments
+    and the errors are those of `fit`.
     """
     seed_everything(seed)
     device = device_of(model)
+    rest = len(train) % recipe.batch_size
     train_batches = Batches(
         train,
         recipe.batch_size,
         augment=recipe.augment,
         augment_epochs=max(0, recipe.epochs - recipe.plain_epochs),
         shuffle=True,
+        drop_last=rest < 2 * rank_and_world()[1] and len(train) > recipe.batch_size,
         device=device,
         seed=seed,
     )
@@ -567,40 +602,27 @@ def train_network(
 
 
 def predict(model: nn.Module, images: Tensor, *, data: ImageData | None = None) -> Tensor:
-    """Class probabilities of `images` (N, C, H, W) -> (N, K), or of one image (C, H, W) -> (K,).
+    """Return class probabilities, on the CPU: images (N, C, H, W) -> (N, K), or one image (C, H, W) -> (K,).
 
-    uint8 images are scaled and normalised with the statistics that `data`, any part of the data set trained on,
-    carries; float images are taken as `Batches` yields them, normalised already.
+    With `data`, any part of the data set that `model` was trained on, images are normalised with its mean and std,
+    exactly as `Batches` does: uint8 from 0 to 255, or floats on the scale of `data` (0 to 1 where `data` is uint8).
+    Without `data`, images must be floats that are normalised already. Raises ValueError for other images.
     """
     if images.ndim not in (3, 4):
         raise ValueError(f"images have the shape {tuple(images.shape)}; expected (N, C, H, W) or (C, H, W)")
-    if images.dtype == torch.uint8:
-        if data is None:
-            raise ValueError("images are uint8 and data is None; give data=train, whose statistics normalise them")
-        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (data.mean, data.std))
-        images = (images.float() / 255 - mean) / std
-    single, device = images.ndim == 3, device_of(model)
-    with eval_mode(model), torch.inference_mode():
-        parts = (images[None] if single else images).split(1000)
-        probabilities = torch.cat([model(part.to(device)).float().softmax(1).cpu() for part in parts])
-    return probabilities[0] if single else probabilities
-
-
-class ShiftedViews(nn.Module):
-    """`model` with its logits averaged over five views of each image: as it is, and one pixel to each side.
-
-    This is test-time augmentation (Krizhevsky et al., 2012): nothing is trained and no parameter added, but each
-    image costs five passes. It suits networks that step over pixels, whose logits a shift of one pixel moves:
-    evaluate(ShiftedViews(net), test_batches).
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) -> logits (N, K)."""
-        height, width = images.shape[2:]
-        padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-        views = [padded[..., y : y + height, x : x + width] for y, x in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
-        return torch.stack([self.model(view) for view in views]).mean(0)
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}; expected uint8 from 0 to 255, or floats")
+    if images.dtype == torch.uint8 and data is None:
+        raise ValueError("images are uint8 and data is None; give data=train, whose statistics normalise them")
+    if data is not None and images.shape[-3] != len(data.mean):
+        found = f"images have the shape {tuple(images.shape)}, {images.shape[-3]} channels"
+        raise ValueError(f"{found}; expected {len(data.mean)} as in data; grey images (N, H, W) need unsqueeze(1)")
+    device, probabilities = device_of(model), []
+    statistics = None if data is None else _statistics_on(device, data)
+    with eval_mode(model), torch.no_grad():
+        for part in (images[None] if images.ndim == 3 else images).split(1000):
+            part = _scaled(part.to(device, non_blocking=True))
+            logits = model(part if statistics is None else _normalised(part, *statistics))
+            probabilities.append(logits.softmax(1))
+    together = torch.cat(probabilities).cpu()
+    return together[0] if images.ndim == 3 else together

@@ -131,17 +131,17 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _byte_sums(images: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of the values and of their squares per channel (C,), from a histogram: no float copy of all pixels."""
     channels = range(images.shape[1])
-    counts = torch.zeros(len(channels), 256, dtype=torch.int64)
+    counts = torch.zeros(len(channels), 256, dtype=torch.int64, device="cpu")
     for _, chunk in _chunks(images):
         for channel in channels:
             counts[channel] += torch.bincount(chunk[:, channel].flatten(), minlength=256).cpu()
-    values = torch.arange(256)
+    values = torch.arange(256, device="cpu")
     return (counts * values).sum(1).double(), (counts * values * values).sum(1).double()
 
 
 def _float_sums(images: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of the values and of their squares per channel (C,), in float64, by chunks."""
-    total = squares = torch.zeros(images.shape[1], dtype=torch.float64)
+    total = squares = torch.zeros(images.shape[1], dtype=torch.float64, device="cpu")
     for _, chunk in _chunks(images):
         values = chunk.to("cpu", torch.float64).transpose(0, 1).flatten(1)  # (C, n*H*W)
         total = total + values.sum(1)
@@ -201,7 +201,7 @@ def _stack(dataset: Any) -> tuple[Tensor, Tensor]:
         )
     if len(dataset) == 0:
         raise ValueError("dataset: it is empty, expected at least one (image, label) pair; check its folder or filter")
-    labels = torch.empty(len(dataset), dtype=torch.int64)
+    labels = torch.empty(len(dataset), dtype=torch.int64, device="cpu")
     images = None
     for index in range(len(dataset)):
         pair = dataset[index]
@@ -214,7 +214,7 @@ def _stack(dataset: Any) -> tuple[Tensor, Tensor]:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"dataset[{index}]: {error}") from None
         if images is None:
-            images = torch.empty((len(dataset), *tensor.shape), dtype=tensor.dtype)
+            images = torch.empty((len(dataset), *tensor.shape), dtype=tensor.dtype, device="cpu")
         if tensor.shape != images.shape[1:] or tensor.dtype != images.dtype:
             raise ValueError(
                 f"dataset[{index}]: image (C, H, W) is {tuple(tensor.shape)} {tensor.dtype}, expected "
@@ -301,11 +301,11 @@ def split(data: ImageData, validation: int, *, seed: int = 0) -> tuple[ImageData
     shares = counts * int(validation) // len(data)
     remainders = counts * int(validation) % len(data)
     shares[remainders.argsort(descending=True, stable=True)[: int(validation) - int(shares.sum())]] += 1
-    generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(data), dtype=torch.bool)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    held_out = torch.zeros(len(data), dtype=torch.bool, device="cpu")
     for label, share in enumerate(shares.tolist()):
         members = (labels == label).nonzero().squeeze(1)
-        held_out[members[torch.randperm(len(members), generator=generator)[:share]]] = True
+        held_out[members[torch.randperm(len(members), generator=generator, device="cpu")[:share]]] = True
     held_out = held_out.to(data.labels.device)
     train = replace(data, images=data.images[~held_out], labels=data.labels[~held_out], mean=(), std=())
     return train, replace(

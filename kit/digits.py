@@ -77,10 +77,13 @@ def _background(grey: np.ndarray) -> np.ndarray:
 
 
 def _quadratic(image: np.ndarray) -> np.ndarray:
-    """The least-squares surface of second degree: its terms are orthogonal on a full grid, so no system to solve."""
-    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in image.shape), indexing="ij")
+    """Fit a surface of second degree by least squares: its terms are orthogonal on a full grid, so no system to solve.
+
+    On one or two rows or columns some terms are zero everywhere, and drop out.
+    """
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in image.shape), indexing="ij")
     terms = (y**0, y, x, y * x, y**2 - (y**2).mean(), x**2 - (x**2).mean())
-    return sum(term * (term * image).sum() / (term * term).sum() for term in terms)
+    return sum(term * (term * image).sum() / max((term * term).sum(), 1e-9) for term in terms)
 
 
 def _otsu(values: np.ndarray) -> float:
@@ -172,6 +175,8 @@ def _to_grey(image: Any) -> np.ndarray:
                 return _to_grey(ImageOps.exif_transpose(opened))
         except UnidentifiedImageError:
             raise ValueError(f"image {str(image)!r} is no picture that Pillow reads; save it as PNG or JPEG") from None
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"image {str(image)!r} is too large: {error}; scale it down first") from None
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16-bit grey

@@ -154,7 +154,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 def _indices(values: Indices, name: str, size: int, classes: int | None = None) -> Tensor:
     """Class indices, checked: int64 (size,) on the CPU."""
-    tensor = torch.as_tensor(values).detach().cpu()
+    tensor = torch.as_tensor(values, device="cpu").detach()
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} is {tensor.dtype}, expected whole class indices: take probabilities.argmax(1)")
     if tuple(tensor.shape) != (size,):
@@ -185,7 +185,7 @@ def _trace(model: nn.Module, inputs: Tensor, wanted: dict[str, nn.Module]) -> li
         calls.append((name, module, size, kept))
 
     modes = [(module, module.training) for module in model.modules()]  # one by one: some may be frozen
-    example = next(model.parameters(), torch.zeros(()))
+    example = next(model.parameters(), torch.zeros((), device="cpu"))
     hooks = [module.register_forward_hook(functools.partial(remember, name)) for name, module in wanted.items()]
     try:
         model.eval()
@@ -486,7 +486,7 @@ def _layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]
     rows: list[dict[str, Any]] = []
     seen: set[nn.Parameter] = set()
     field, jump, last = [1, 1], [1, 1], list(input_size[1:])
-    for _, module, size, output in _trace(model, torch.zeros(1, *input_size), wanted):
+    for _, module, size, output in _trace(model, torch.zeros(1, *input_size, device="cpu"), wanted):
         fresh = set(module.parameters(recurse=False)) - seen  # a shared weight counts once
         seen |= fresh
         parameters = sum(weight.numel() for weight in fresh)

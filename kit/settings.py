@@ -7,6 +7,7 @@ import enum
 import functools
 import hashlib
 import inspect
+import math
 import numbers
 import pathlib
 import random
@@ -54,9 +55,18 @@ def name_of(value: Any) -> str:
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
     """Return `value`, of Python or NumPy, as an int; raise ValueError unless it is whole and at least `least`."""
-    if not isinstance(value, numbers.Integral) or value < least:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
     return int(value)
+
+
+def real_number(name: str, value: Any, most: float = math.inf) -> float:
+    """Return `value`, of Python or NumPy, as a float; raise ValueError unless it is finite and from 0 to `most`."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= most or math.isinf(value):
+        limits = "of at least 0" if math.isinf(most) else f"from 0 to {most}"
+        raise ValueError(f"{name} is {value!r}; expected a finite number {limits}")
+    return float(value)
 
 
 def checksum(*parts: Any) -> str:
@@ -146,7 +156,7 @@ def _plain_function(function: types.FunctionType, plain: Any) -> Any:
     variables = inspect.getclosurevars(function)
     return {
         "function": function.__qualname__,
-        "code": checksum(*_code_parts(function.__code__)),
+        "code": checksum(*code_parts(function.__code__)),
         "defaults": plain([function.__defaults__, function.__kwdefaults__]),
         "captured": plain(dict(variables.nonlocals)),
         "globals": {key: _plain_global(item, plain) for key, item in variables.globals.items()},
@@ -163,13 +173,13 @@ def _plain_global(value: Any, plain: Any) -> Any:
     return {"class": name_of(type(value)), NOT_COMPARED: True}
 
 
-def _code_parts(code: types.CodeType) -> Iterator[bytes]:
-    """What a function does, without where it stands: its instructions, names and constants."""
+def code_parts(code: types.CodeType) -> Iterator[bytes]:
+    """Yield what makes up a function, wherever it stands: its instructions, names and constants."""
     yield code.co_code
     yield repr((code.co_names, code.co_varnames)).encode()
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _code_parts(constant)
+            yield from code_parts(constant)
         else:  # a set's order differs from process to process
             yield repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant).encode()
 

@@ -254,6 +254,30 @@ def test_large_and_tiny_pictures():
     assert far(prepare_digit(far_away), prepare_digit(grey)) < 4
 
 
+@pytest.mark.parametrize("shape", [(8, 400), (16, 1000), (40, 3000)])
+def test_long_strips_give_their_digit(shape):
+    height, width = shape
+    strip = np.zeros(shape)
+    strip[:, width // 2 : width // 2 + height] = 0.1
+    strip[height // 4 : 3 * height // 4, width // 2 : width // 2 + max(1, height // 8)] = 1
+    for picture in (strip, strip.T):
+        out = prepare_digit(picture)
+        assert max(spans(out)) == 20 and out.max() == 255
+
+
+@pytest.mark.filterwarnings("error")
+def test_extreme_shapes_give_a_digit_or_say_what_is_missing():
+    rng = np.random.default_rng(0)
+    for shape in [(1, 1), (2, 500), (4, 4), (4, 5), (4, 200), (200, 4), (5, 2000), (6, 50), (16, 1000)]:
+        point, stripes = np.zeros(shape), np.indices(shape).sum(0) % 2 * 1.0
+        point[-1, 0] = 1
+        for picture in (point, stripes, np.ones(shape), rng.random(shape), (rng.random(shape) > 0.9) * 1.0):
+            try:
+                assert prepare_digit(picture).max() == 255
+            except ValueError as error:
+                assert str(error).startswith(("image has no clear ink", "image has shape"))
+
+
 def test_blank_pictures_are_refused():
     y, x = np.mgrid[0:1:200j, 0:1:300j]
     noise = 0.05 * np.random.default_rng(0).standard_normal(x.shape)
@@ -300,6 +324,13 @@ def test_files_that_are_no_picture_are_refused(tmp_path):
         prepare_digit(tmp_path / "notes.txt")
     with pytest.raises(FileNotFoundError):
         prepare_digit(tmp_path / "missing.png")
+
+
+def test_a_file_too_large_to_open_safely_is_refused(tmp_path, monkeypatch):
+    Image.fromarray(drawing()).save(tmp_path / "poster.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"poster\.png' is too large: .*; scale it down first"):
+        prepare_digit(tmp_path / "poster.png")
 
 
 def test_the_input_is_left_alone():

@@ -83,26 +83,3 @@ def test_processes_together_match_one_alone(tmp_path, world):
     printed = [(together / f"printed-{rank}.txt").read_text() for rank in range(world)]
     assert printed[0].startswith("epoch 1/1") and not any(printed[1:])
     assert list(utils.load_checkpoint(together / "net.pt")["model"]) == list(expected["weights"])
-
-
-def test_a_batch_too_small_for_all_processes_is_left_out_by_all(monkeypatch):
-    data = utils.ImageData(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.arange(5), mean=(0.0,), std=(1.0,))
-    shares = []
-    for rank in range(2):
-        monkeypatch.setattr(utils, "_rank_and_world", lambda rank=rank: (rank, 2))
-        shares.append([labels.tolist() for _, labels in utils.Batches(data, 2)])
-    assert shares == [[[0], [2]], [[1], [3]]]
-
-
-def test_each_process_augments_with_draws_of_its_own_in_one_common_order(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    data = utils.ImageData(
-        torch.randint(0, 256, (1, 1, 28, 28), generator=generator, dtype=torch.uint8), torch.zeros(1).long()
-    )
-    twice = data[torch.tensor([0, 0])]  # the same image for both processes
-    seen = []
-    for rank in range(2):
-        monkeypatch.setattr(utils, "_rank_and_world", lambda rank=rank: (rank, 2))
-        batches = utils.Batches(twice, 2, augment=utils.Augment(), shuffle=True, seed=0)
-        seen.append(next(iter(batches))[0])
-    assert not torch.equal(*seen)

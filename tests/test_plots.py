@@ -462,3 +462,15 @@ def test_a_figure_can_be_saved_and_pickled():
     figure = pickle.loads(pickle.dumps(plots.plot_images(images())))
     figure.savefig(buffer, format="svg")
     assert b"<svg" in buffer.getvalue()
+
+
+def test_the_default_device_changes_nothing():
+    """Figures are drawn on the CPU, whatever torch.set_default_device says."""
+    labels, pixels, net = torch.arange(6), images(), network()
+    with torch.device("meta"):
+        plots.plot_images(pixels, [0, 1, 2, 3, 4, 5])
+        plots.plot_augmentation(pixels, lambda images, generator: images, draws=1)
+        plots.plot_confusion(labels, [0, 1, 2, 3, 4, 4], DIGITS)
+        plots.plot_class_accuracy(labels.tolist(), labels, DIGITS)
+        plots.plot_feature_maps(net, pixels[0])
+        plots.plot_parameters(net)
