@@ -18,7 +18,6 @@ Names used throughout: images (N, C, H, W), labels (N,), logits (N, K). Accuraci
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import sys
 import time
@@ -30,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from kit.checkpoints import (
@@ -57,7 +56,7 @@ from kit.history import (
     refuse_non_finite,
 )
 from kit.idx import load_idx, load_mnist, read_idx
-from kit.optim import Muon, linear_schedule
+from kit.optim import Muon, linear_schedule, what_steps
 from kit.plots import (
     plot_augmentation,
     plot_class_accuracy,
@@ -431,7 +430,7 @@ def fit(
     Raises ValueError for bad arguments or a checkpoint of another run, NonFiniteLoss where training diverges.
     """
     epochs = whole_number("epochs", epochs)
-    step_after = _check_steps(optimizer, scheduler, scheduler_step)
+    step_after = what_steps(optimizer, scheduler, scheduler_step)
     keep_freed_memory()
     verbose = verbose and rank_and_world()[0] == 0
     history = History()
@@ -472,19 +471,6 @@ def fit(
                     print(epoch_line(history, epochs), flush=True)
             raise_interrupt()
     return history
-
-
-def _check_steps(optimizer: Optimizer, scheduler: Any, scheduler_step: str) -> str:
-    """What the scheduler is stepped after: "batch", "epoch" or "test loss"."""
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise ValueError(
-            f"optimizer is {type(optimizer).__name__}, whose step needs a closure that fit does not have; "
-            "take another one, or write the loop yourself"
-        )
-    if scheduler_step not in ("batch", "epoch"):
-        raise ValueError(f"scheduler_step is {scheduler_step!r}; expected 'batch' or 'epoch'")
-    return "test loss" if isinstance(scheduler, ReduceLROnPlateau) else scheduler_step
 
 
 def _set_epoch(batches: Any, epoch: int) -> None:
