@@ -351,7 +351,7 @@ def train_epoch(
             if number % 50 == 0 and several:
                 raise_interrupt()
     metrics = tally.metrics()
-    refuse_non_finite(torch.tensor(metrics.loss), number, inputs, optimizer)
+    refuse_non_finite(torch.tensor(metrics.loss, device="cpu"), number, inputs, optimizer)
     return metrics
 
 

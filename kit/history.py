@@ -103,7 +103,7 @@ class Tally:
         sums = [0.0, 0.0]
         if self.count:
             sums = torch.stack([torch.stack(self.losses).sum(), torch.stack(self.hits).sum()]).tolist()
-        return torch.tensor([*sums, self.count], dtype=torch.float64)
+        return torch.tensor([*sums, self.count], dtype=torch.float64, device="cpu")
 
 
 def is_classification(logits: Tensor, labels: Tensor) -> bool:

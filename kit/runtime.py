@@ -164,7 +164,7 @@ def note_interrupt(*_: Any) -> None:
 def raise_interrupt() -> None:
     """Raise KeyboardInterrupt if one was noted: in all processes at once, each of which has to call this."""
     global _interrupted
-    noted = sum_over_processes(torch.tensor(float(_interrupted)))
+    noted = sum_over_processes(torch.tensor(float(_interrupted), device="cpu"))
     _interrupted = False
     if noted:
         raise KeyboardInterrupt

@@ -25,6 +25,11 @@ def data(count: int = COUNT) -> utils.ImageData:
     return utils.ImageData(images[:count], torch.arange(count) % 10, mean=(0.5,), std=(0.3,))
 
 
+def many() -> utils.ImageData:
+    """120 batches of four images: a loss is read after 50."""
+    return utils.ImageData(torch.zeros(480, 1, 8, 8, dtype=torch.uint8), torch.arange(480) % 10, mean=(0,), std=(1,))
+
+
 def linear_net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
@@ -93,7 +98,7 @@ def stopped_by_the_first(folder: Path):
 
 
 def stopped_within_an_epoch(folder: Path):
-    """120 batches: the processes agree to stop after 50, long before the epoch ends."""
+    """The processes agree to stop after 50 of 120 batches."""
     seen = []
 
     class Watched(utils.Batches):
@@ -104,22 +109,20 @@ def stopped_within_an_epoch(folder: Path):
                 seen.append(number)
                 yield batch
 
-    many = utils.ImageData(torch.zeros(480, 1, 8, 8, dtype=torch.uint8), torch.arange(480) % 10, std=(1,), mean=(0,))
-    return *random_run(folder / "net.pt", batches=Watched(many, 4, shuffle=True, seed=0)), len(seen)
+    return *random_run(folder / "net.pt", batches=Watched(many(), 4, shuffle=True, seed=0)), len(seen)
 
 
 def non_finite_in_one(folder: Path):
+    """NaN in the second process, in a batch whose loss is read."""
     net, steps = linear_net(), []
 
     def criterion(logits, labels):
         steps.append(1)
-        return F.cross_entropy(logits, labels) * (float("nan") if rank() == 1 and len(steps) == 10 else 1)
+        return F.cross_entropy(logits, labels) * (float("nan") if rank() == 1 and len(steps) == 50 else 1)
 
-    batches = utils.Batches(data(), BATCH_SIZE, shuffle=True, seed=0)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    arguments = {"criterion": criterion, "test_criterion": F.cross_entropy, "verbose": False}
+    batches, optimizer = utils.Batches(many(), 4, shuffle=True, seed=0), torch.optim.SGD(net.parameters(), lr=0.1)
     try:
-        utils.fit(net, batches, batches, optimizer=optimizer, epochs=5, **arguments)
+        utils.fit(net, batches, batches, optimizer=optimizer, epochs=2, criterion=criterion, verbose=False)
     except utils.NonFiniteLoss as error:
         return str(error), len(error.history)
 
@@ -231,7 +234,7 @@ def test_ctrl_c_ends_a_long_epoch_in_all_processes_at_the_same_batch(two):
 def test_a_non_finite_loss_in_one_process_ends_all(two):
     assert two["non_finite_in_one"][0] == two["non_finite_in_one"][1]
     said, epochs = two["non_finite_in_one"][0]
-    assert said.startswith("epoch 3: the loss is nan") and epochs == 2
+    assert said.startswith("epoch 1: the loss is nan at batch 50") and epochs == 0
 
 
 def test_a_damaged_checkpoint_ends_all_processes(two):
