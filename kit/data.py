@@ -311,3 +311,19 @@ def split(data: ImageData, validation: int, *, seed: int = 0) -> tuple[ImageData
     return train, replace(
         train, images=data.images[held_out], labels=data.labels[held_out], mean=train.mean, std=train.std
     )
+
+
+def statistics_on(device: torch.device, data: ImageData) -> tuple[Tensor, Tensor]:
+    """Return the mean and std of `data` on `device`, (C, 1, 1) each."""
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (data.mean, data.std))
+    return mean, std
+
+
+def to_floats(images: Tensor) -> Tensor:
+    """Return uint8 images as floats from 0 to 1, and floats as float32 of the same values."""
+    return images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images.float()
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return (images - mean) / std, a new tensor: `images` may be a view, or belong to someone else."""
+    return images.sub(mean).div_(std)
