@@ -21,24 +21,42 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from kit.checkpoints import Run, describe_run, load_checkpoint, resume, save_checkpoint, snapshot
+from kit.checkpoints import (
+    Run,
+    describe_run,
+    load_checkpoint,
+    resume,
+    save_checkpoint,
+    save_run,
+    use_python_numbers,
+)
 from kit.data import ImageData, as_tensors, normalise, split, statistics_on, to_floats
 from kit.digits import prepare_digit
 from kit.export import export_onnx
+from kit.history import (
+    Criterion,
+    History,
+    Metrics,
+    NonFiniteLoss,
+    Tally,
+    early_endings,
+    epoch_line,
+    mean_loss,
+    refuse_non_finite,
+)
 from kit.idx import load_idx, load_mnist, read_idx
-from kit.optim import Muon, linear_schedule
+from kit.optim import Muon, linear_schedule, what_steps
 from kit.plots import (
     plot_augmentation,
     plot_class_accuracy,
@@ -53,14 +71,19 @@ from kit.plots import (
 from kit.runtime import (
     device_of,
     eval_mode,
-    from_first,
     get_device,
     interrupt_later,
     keep_freed_memory,
+    note_interrupt,
+    one_of_several,
+    raise_interrupt,
     rank_and_world,
     seed_everything,
+    share_buffers,
     somebody_watches,
     start_distributed,
+    sum_over_processes,
+    train_mode,
 )
 from kit.settings import real_number, whole_number
 from kit.views import ShiftedViews
@@ -264,79 +287,6 @@ class Batches:
 
 # ---------------------------------------------------------------------------------------------------- Training
 
-Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> the mean loss of the batch
-
-
-class Metrics(NamedTuple):
-    """The mean loss per image, and the accuracy in percent."""
-
-    loss: float
-    accuracy: float
-
-
-@dataclasses.dataclass
-class History:
-    """What `fit` measured: lists of plain numbers, one entry per finished epoch; `len` counts the epochs.
-
-    Accuracies are percentages; learning_rate is that of the epoch's first batch; seconds cover training and test.
-    """
-
-    train_loss: list[float] = dataclasses.field(default_factory=list)
-    train_accuracy: list[float] = dataclasses.field(default_factory=list)
-    test_loss: list[float] = dataclasses.field(default_factory=list)
-    test_accuracy: list[float] = dataclasses.field(default_factory=list)
-    learning_rate: list[float] = dataclasses.field(default_factory=list)
-    seconds: list[float] = dataclasses.field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.seconds)
-
-    def append(self, train: Metrics, test: Metrics, learning_rate: float, seconds: float) -> None:
-        """Add the measurements of one epoch."""
-        entry = (*train, *test, learning_rate, seconds)
-        for field, value in zip(dataclasses.fields(self), entry, strict=True):
-            getattr(self, field.name).append(value)
-
-
-class NonFiniteLoss(ValueError):
-    """The loss became NaN or infinite; `history`, if `fit` raised it, holds the epochs finished before."""
-
-    history: History | None = None
-
-
-class _Tally:
-    """Sums over an epoch, kept on the device until somebody reads them."""
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self.hits: list[Tensor] = []
-        self.count = 0
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.losses.append(loss.detach() * len(labels))
-        self.hits.append((logits.argmax(1) == labels).sum())
-        self.count += len(labels)
-
-    def sums(self) -> Tensor:
-        """Loss, hits and images so far, in this process: (3,) on the CPU."""
-        if not self.count:
-            raise ValueError("batches held no images; expected at least one batch")
-        loss, hits = torch.stack([torch.stack(self.losses).sum(), torch.stack(self.hits).sum()]).tolist()
-        return torch.tensor([loss, hits, self.count], dtype=torch.float64)
-
-    def metrics(self) -> Metrics:
-        """Over all processes."""
-        sums = self.sums()
-        if rank_and_world()[1] > 1:
-            sums = sums.to(self.losses[0].device)
-            torch.distributed.all_reduce(sums)
-        return _metrics(sums)
-
-
-def _metrics(sums: Tensor) -> Metrics:
-    loss, hits, count = sums.tolist()
-    return Metrics(loss / count, 100 * hits / count)
-
 
 def train_epoch(
     model: nn.Module,
@@ -349,70 +299,81 @@ def train_epoch(
 ) -> Metrics:
     """Train `model` for one pass over `batches`; the metrics are those seen on the way, augmentation included.
 
-    `model` returns logits (N, K) for inputs (N, ...); labels are (N,). `scheduler` is stepped after every
-    batch. `progress` names a progress bar. Raises NonFiniteLoss: before the step is taken on the CPU, within 50
-    batches elsewhere.
+    `model` returns logits (N, K) for inputs (N, ...); labels are (N,). Other shapes are trained on as well if
+    `criterion` accepts them; the accuracy is then NaN. A module that is in eval mode while `model` is in train mode
+    stays so: frozen BatchNorm keeps its statistics. `scheduler` is stepped after every batch. `progress` names a
+    progress bar.
+    Raises ValueError for an empty batch or wrong shapes, NonFiniteLoss if the loss is NaN or infinite: before the
+    step is taken on the CPU, within 50 batches on other devices or with several processes.
     """
-    model.train()
-    keep_freed_memory()
-    device, tally = device_of(model), _Tally()
-    # Reading a number makes a GPU wait for all work before it, so there it is done now and then only.
-    read_every = 1 if device.type == "cpu" else 50
+    train_mode(model)
+    device, tally, several = device_of(model), Tally(), rank_and_world()[1] > 1
+    # Reading a number makes a GPU, or the other processes, wait, so there it is done now and then only.
+    read_every = 1 if device.type == "cpu" and not several else 50
     hidden = progress is None or not somebody_watches()
-    total = len(batches) if isinstance(batches, Sized) else None
     # The bar is not given the batches themselves: it would call iter() on them once too often, which in a
     # DataLoader starts the workers twice and draws an order that nobody sees.
-    with tqdm(total=total, desc=progress, unit="batch", leave=False, disable=hidden, file=sys.stdout) as bar:
+    with tqdm(total=_length(batches), desc=progress, unit="batch", leave=False, disable=hidden, file=sys.stdout) as bar:
         for number, (inputs, labels) in enumerate(batches, start=1):
+            if not len(labels):
+                raise ValueError(f"batch {number} is empty; leave out batches without images")
             inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             logits = model(inputs)
-            loss = criterion(logits.float(), labels)
-            if number % read_every == 0 and not math.isfinite(value := loss.item()):
-                raise NonFiniteLoss(_why_not_finite(value, number, inputs, optimizer))
+            loss = mean_loss(criterion, logits, labels)
+            if number % read_every == 0:
+                refuse_non_finite(loss, number, inputs, optimizer)
             optimizer.zero_grad()
-            (loss * _share(len(labels), device)).backward()
+            (loss * _share(labels)).backward()
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
             tally.add(loss, logits, labels)
             bar.update()
             if number % 50 == 0 and not bar.disable:
-                so_far = _metrics(tally.sums())
+                so_far = tally.so_far()
                 bar.set_postfix_str(f"loss {so_far.loss:.4f}, accuracy {so_far.accuracy:.2f} %")
+            if number % 50 == 0 and several:
+                raise_interrupt()
     metrics = tally.metrics()
-    if not math.isfinite(metrics.loss):
-        raise NonFiniteLoss(_why_not_finite(metrics.loss, number, inputs, optimizer))
+    refuse_non_finite(torch.tensor(metrics.loss, device="cpu"), number, inputs, optimizer)
     return metrics
 
 
-def _share(count: int, device: torch.device) -> float:
+def _length(batches: Any) -> int | None:
+    """How many batches there are, if they know: those of an IterableDataset do not."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None
+
+
+def _share(labels: Tensor) -> Tensor | float:
     """The weight that makes the processes' averaged gradient that of the whole batch, whose parts may differ."""
     world = rank_and_world()[1]
     if world == 1:
         return 1.0
-    total = torch.tensor(float(count), device=device)
-    torch.distributed.all_reduce(total)
-    return count * world / total.item()
-
-
-def _why_not_finite(loss: float, batch: int, inputs: Tensor, optimizer: Optimizer) -> str:
-    if not inputs.isfinite().all():
-        return f"the inputs of batch {batch} hold NaN or infinite numbers: mend the data"
-    rates = ", ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups)
-    return f"the loss is {loss} at batch {batch}, learning rate {rates}: try a tenth of that learning rate"
+    count = torch.full((), float(len(labels)), device=labels.device)
+    return count * world / sum_over_processes(count)  # a tensor: nobody waits for its value
 
 
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, criterion: Criterion = F.cross_entropy
 ) -> Metrics:
-    """Loss and accuracy of `model` in eval mode and full precision; changes nothing, draws nothing."""
-    keep_freed_memory()
-    device, tally = device_of(model), _Tally()
-    with eval_mode(model), torch.inference_mode():
+    """Return the loss and accuracy of `model` in eval mode and full precision; nothing changes, nothing is drawn.
+
+    Shapes are those of `train_epoch`. Under `start_distributed` the metrics are those of all processes' batches
+    together, of which some may be empty.
+    """
+    device, tally = device_of(model), Tally()
+    # Not inference_mode: what a model keeps from this pass, a table of positions for instance, must still be of use
+    # in training.
+    with eval_mode(model), torch.no_grad():
         for inputs, labels in batches:
+            if not len(labels):
+                continue
             inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            logits = model(inputs).float()
-            tally.add(criterion(logits, labels), logits, labels)
+            logits = model(inputs)
+            tally.add(mean_loss(criterion, logits, labels), logits, labels)
     return tally.metrics()
 
 
@@ -435,61 +396,64 @@ def fit(
 
     Batches are any re-iterable of (inputs, labels), a DataLoader included; where they, or their sampler, have a
     `set_epoch`, it is called before each epoch with its number, counted from 0. `scheduler` is stepped after every
-    "batch" or "epoch", as `scheduler_step` says.
-    With `checkpoint`, a file, every finished epoch is saved and the same call goes on after the last one saved,
-    to the bit as if it had never stopped (on the CPU). Ctrl-C ends the training normally, with the history so
-    far. `on_epoch(history)` is called after each epoch; `verbose` shows a bar and prints a line per epoch. Under
-    `start_distributed` the gradients are averaged over all processes, and the first alone prints and saves.
+    "batch" or "epoch", as `scheduler_step` says; a ReduceLROnPlateau after every epoch, with the test loss.
+    `on_epoch(history)` is called after each epoch. `verbose` shows a bar and prints a line per epoch.
+
+    With `checkpoint`, a file, every finished epoch is saved, after `on_epoch`, and the same call goes on after the
+    last one saved, to the bit as if it had never stopped (on the CPU). A run whose data or settings differ is
+    refused, with a list of the differences.
+
+    Ctrl-C, or KeyboardInterrupt from `on_epoch`, ends the training. In a notebook `fit` then returns the history of
+    the finished epochs, and another `fit` in the same cell raises KeyboardInterrupt, so that a loop over seeds ends
+    as well. In a script `fit` raises KeyboardInterrupt, with that history as its attribute `history`.
+
+    Under `start_distributed` the gradients are averaged over all processes, all of them end together, and the first
+    alone prints and saves. On Linux this process keeps the memory that tensors free from here on, which almost
+    halves the time of a step; set MALLOC_TRIM_THRESHOLD_ in the environment to switch this off.
 
     Raises ValueError for bad arguments or a checkpoint of another run, NonFiniteLoss where training diverges.
     """
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs is {epochs!r}; expected a whole number of at least 1")
-    if scheduler_step not in ("batch", "epoch"):
-        raise ValueError(f"scheduler_step is {scheduler_step!r}; expected 'batch' or 'epoch'")
-    rank, world = rank_and_world()
-    verbose = verbose and rank == 0
+    epochs = whole_number("epochs", epochs)
+    step_after = what_steps(optimizer, scheduler, scheduler_step)
+    keep_freed_memory()
+    verbose = verbose and rank_and_world()[0] == 0
     history = History()
-    run = Run(model, optimizer, scheduler, train_batches, history)
-    settings = describe_run(run, epochs, scheduler_step, criterion)
-    trained = nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    try:
-        if checkpoint is not None and from_first(Path(checkpoint).exists()):
+    run = Run(model, optimizer, scheduler, train_batches, test_batches, history)
+    use_python_numbers(run)
+    with early_endings(history, epochs, model, checkpoint, verbose):
+        if checkpoint is not None:
+            criteria = {"criterion": criterion, "test_criterion": test_criterion}
+            settings = describe_run(run, epochs=epochs, scheduler_step=step_after, **criteria)
             resume(run, settings, checkpoint, verbose)
+        trained = one_of_several(model)
         while (epoch := len(history) + 1) <= epochs:
-            start, learning_rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
+            start, learning_rate = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
             _set_epoch(train_batches, epoch - 1)
             train = train_epoch(
                 trained,
                 train_batches,
                 optimizer,
                 criterion=criterion,
-                scheduler=scheduler if scheduler_step == "batch" else None,
+                scheduler=scheduler if step_after == "batch" else None,
                 progress=f"epoch {epoch}/{epochs}" if verbose else None,
             )
+            share_buffers(model)
             test = evaluate(model, test_batches, criterion=test_criterion or criterion)
             with interrupt_later():  # an epoch is in the history and on the disk, or in neither
-                if scheduler is not None and scheduler_step == "epoch":
-                    scheduler.step()
+                if step_after != "batch" and scheduler is not None:
+                    scheduler.step(*([test.loss] if step_after == "test loss" else []))
                 history.append(train, test, learning_rate, time.perf_counter() - start)
-                if checkpoint is not None and rank == 0:
-                    save_checkpoint(checkpoint, snapshot(run, settings))
-            if verbose:
-                print(_epoch_line(history, epochs), flush=True)
-            if on_epoch is not None:
-                on_epoch(history)
-    except KeyboardInterrupt:
-        if verbose:
-            kept = "the same call goes on from here" if checkpoint else "give `checkpoint` a file to go on another time"
-            print(f"Interrupted after {len(history)} of {epochs} epochs: {kept}.", flush=True)
-    except torch.OutOfMemoryError as error:
-        hint = f"{device_of(model)} is full: take smaller batches, end what else uses it, or get_device('cpu')"
-        error.args = (f"epoch {len(history) + 1}: {hint}\n{error}",)
-        raise
-    except NonFiniteLoss as error:
-        error.history = history
-        error.args = (f"epoch {len(history) + 1}: {error}",)
-        raise
+                try:
+                    if on_epoch is not None:
+                        on_epoch(history)
+                except KeyboardInterrupt:
+                    note_interrupt()
+                finally:
+                    if checkpoint is not None:
+                        save_run(run, settings, checkpoint)
+                if verbose:
+                    print(epoch_line(history, epochs), flush=True)
+            raise_interrupt()
     return history
 
 
@@ -498,15 +462,6 @@ def _set_epoch(batches: Any, epoch: int) -> None:
     for owner in (batches, getattr(batches, "sampler", None)):
         if owner is not None and hasattr(owner, "set_epoch"):
             owner.set_epoch(epoch)
-
-
-def _epoch_line(history: History, epochs: int) -> str:
-    return (
-        f"epoch {len(history):>{len(str(epochs))}}/{epochs}"
-        f"   train loss {history.train_loss[-1]:.4f}, accuracy {history.train_accuracy[-1]:.2f} %"
-        f"   test loss {history.test_loss[-1]:.4f}, accuracy {history.test_accuracy[-1]:.2f} %"
-        f"   {history.seconds[-1]:.1f} s"
-    )
 
 
 # ------------------------------------------------------------------------------------------- The default recipe

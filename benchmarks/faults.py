@@ -46,7 +46,8 @@ def train(checkpoint: Path | None, seed: int, told: Any = None) -> dict[str, tor
         batches,
         utils.Batches(data, 64),
         checkpoint=checkpoint,
-        on_epoch=None if told is None else lambda history: told.send(len(history)),
+        # An epoch is saved after on_epoch, so that the start of the next one tells that it was saved.
+        on_epoch=None if told is None else lambda history: told.send(len(history) - 1),
         verbose=False,
         **dataclasses.replace(utils.Recipe(), epochs=EPOCHS).arguments(net, len(batches)),
     )

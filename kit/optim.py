@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from kit.settings import real_number, whole_number
 
@@ -101,3 +102,16 @@ def linear_schedule(optimizer: Optimizer, steps: int, warmup: float = 0.2) -> LR
     rising = max(1, round(real_number("warmup", warmup, 1) * total))
     falling = max(1, total - rising)
     return LambdaLR(optimizer, lambda step: min((step + 1) / rising, max(0.0, (total - step) / falling)))
+
+
+def what_steps(optimizer: Optimizer, scheduler: Any, scheduler_step: str) -> str:
+    """Return what `fit` steps `scheduler` after: "batch", "epoch" or "test loss"; ValueError if it cannot."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer is {type(optimizer).__name__}, whose step needs a closure that fit does not have; "
+            "take another one, or write the loop yourself"
+        )
+    if scheduler_step not in ("batch", "epoch"):
+        raise ValueError(f"scheduler_step is {scheduler_step!r}; expected 'batch' or 'epoch'")
+    return "test loss" if isinstance(scheduler, ReduceLROnPlateau) else scheduler_step

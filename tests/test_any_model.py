@@ -99,34 +99,3 @@ def test_a_custom_optimizer_with_a_scheduler_stepped_as_the_caller_says(step, tm
     rates = {"batch": [0.02 * 0.1**epoch for epoch in range(6)], "epoch": [0.02] * 5 + [0.002]}
     assert history.learning_rate == pytest.approx(rates[step])
     assert history.test_loss[-1] < history.test_loss[0]
-
-
-def test_the_average_of_weights_is_what_is_tested_and_what_remains():
-    net, decay = plain_net(), 0.8
-    seen = []
-
-    class Recorder(torch.optim.SGD):
-        def step(self, closure=None):
-            super().step(closure)
-            seen.append(net[0].weight.detach().clone())
-
-    history = fit(net, Recorder(net.parameters(), lr=0.5), average=decay, epochs=4)  # 20 steps
-    expected = torch.zeros_like(seen[0])
-    for step, weight in enumerate(seen, start=1):
-        expected.lerp_(weight, max(1 - decay, 1 / step))
-    assert torch.allclose(net[0].weight, expected, atol=1e-6)
-    assert not torch.allclose(net[0].weight, seen[-1], atol=1e-4)
-    assert utils.evaluate(net, two_classes()).loss == pytest.approx(history.test_loss[-1], abs=1e-6)
-
-
-def test_an_average_takes_batchnorm_statistics_along():
-    net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    fit(net, torch.optim.SGD(net.parameters(), lr=0.1), average=0.9, epochs=2)
-    assert net[1].num_batches_tracked == 10 and net[1].running_mean.abs().sum() > 0
-
-
-@pytest.mark.parametrize("average", [0.0, 1.0, -1])
-def test_an_impossible_decay_is_refused(average):
-    net = plain_net()
-    with pytest.raises(ValueError, match="average is"):
-        fit(net, torch.optim.SGD(net.parameters(), lr=0.1), average=average)

@@ -303,7 +303,7 @@ def test_fit_tells_batches_and_samplers_which_epoch_it_is():
 
 PAGE_FAULTS = """
 import resource, torch, utils
-utils._keep_freed_memory()
+utils.keep_freed_memory()
 take = lambda: [torch.ones(1 << 20) for _ in range(4)]  # four times 4 MB, gone at once
 take()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
