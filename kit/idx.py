@@ -24,7 +24,7 @@ from kit.data import ImageData
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _HEADER = 20  # bytes of the longest header: the magic number and 4 dimensions
 _LIMIT = 4 << 30  # bytes that a .gz may unpack to, whatever its header says
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16  # bytes read at once, so that a file that lies about its size costs no memory
 
 MNIST = Path(__file__).with_name("mnist")
 # name: MD5 of the unpacked file
