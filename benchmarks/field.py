@@ -102,8 +102,8 @@ def _place_names(axes: Any, entries: Sequence[dict[str, Any]], limit: int, targe
     chosen: dict[int, _Place] = {}
     crowded = sorted(range(len(dots)), key=lambda at: sum(math.dist(dots[at], dot) for dot in dots))
     for at in crowded * 3:
-        others = [place for number, place in chosen.items() if number != at]
-        costs = [cost + TOUCHED * _touched(place, others) for place, cost in options[at]]
+        names = [place for number, place in chosen.items() if number != at]
+        costs = [cost + TOUCHED * _touched(place, names) for place, cost in options[at]]
         chosen[at] = options[at][costs.index(min(costs))][0]
     for at, text in enumerate(texts):
         _move(text, chosen[at])

@@ -46,7 +46,7 @@ STYLE |= {"grid.color": PALE, "axes.axisbelow": True, "legend.frameon": False, "
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Decorate a function to draw in the kit's style, not the caller's, and let IPython show its Figure without pyplot."""
+    """Make `draw` use the kit's style, not the caller's, and let IPython show its Figure without pyplot."""
 
     @functools.wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
