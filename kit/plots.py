@@ -45,7 +45,7 @@ STYLE |= {"grid.color": PALE, "axes.axisbelow": True, "legend.frameon": False, "
 # ---- Shared helpers ----
 
 
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Make `draw` use the kit's style, not the caller's, and let IPython show its Figure without pyplot."""
 
     @functools.wraps(draw)
@@ -68,7 +68,7 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def panels(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+def _panels(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     """Return a Figure of that size in inches, and its axes: one, or `columns` side by side."""
     from matplotlib.figure import Figure
 
@@ -93,7 +93,7 @@ def _grid(
     left, top = 0.1 + 0.09 * _widest(row_names), 0.3 if title else 0.0
     tall = side * max(tile.shape[0] / tile.shape[1] for tile in tiles if tile is not None)
     ends = [top + tall * (row + 1) + head * min(row + 1, captioned) + 0.08 * (row + 1) for row in range(rows)]
-    figure, axes = panels(max(left + columns * across + 0.05, 0.08 * len(title) + 0.2), ends[-1] + 0.1)
+    figure, axes = _panels(max(left + columns * across + 0.05, 0.08 * len(title) + 0.2), ends[-1] + 0.1)
     figure.set_layout_engine("none")
     axes.set_position((0, 0, 1, 1))  # one axes for all tiles, in inches, y down: quick, and sizes are exact
     for index, tile in enumerate(tiles):
@@ -116,7 +116,7 @@ def _widest(texts: Sequence[str]) -> int:
     return max((len(line) for text in texts for line in text.split("\n")), default=0)
 
 
-def round_ticks(low: float, high: float) -> list[float]:
+def _round_ticks(low: float, high: float) -> list[float]:
     """Return 1, 2, 5, 10, … between the bounds, for a logarithmic axis."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
@@ -157,7 +157,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 def _indices(values: Indices, name: str, size: int, classes: int | None = None) -> Tensor:
     """Class indices, checked: int64 (size,) on the CPU."""
-    tensor = torch.as_tensor(values).detach().cpu()
+    tensor = torch.as_tensor(values, device="cpu").detach()
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} is {tensor.dtype}, expected whole class indices: take probabilities.argmax(1)")
     if tuple(tensor.shape) != (size,):
@@ -201,7 +201,7 @@ def _trace(model: nn.Module, inputs: Tensor, wanted: dict[str, nn.Module]) -> li
 # ---- Data ----
 
 
-@styled
+@_styled
 def plot_images(
     images: Any,
     labels: Indices | None = None,
@@ -228,7 +228,7 @@ def plot_images(
     return _grid(list(tiles.numpy()), columns, captions, **SHADES)
 
 
-@styled
+@_styled
 def plot_augmentation(
     images: Any, augment: Callable[..., Tensor], *, draws: int = 8, seed: int = 0, count: int = 5
 ) -> Figure:
@@ -257,7 +257,7 @@ def plot_augmentation(
 # ---- Training and results ----
 
 
-@styled
+@_styled
 def plot_history(history: Any, *, target: float | None = None) -> Figure:
     """Plot loss, accuracy (percent) and learning rate over the epochs, in three panels.
 
@@ -274,7 +274,7 @@ def plot_history(history: Any, *, target: float | None = None) -> Figure:
         raise ValueError(f"history has lists of {lengths} entries, expected the same and at least 1: train first")
     if target is not None and not 0 <= target <= 100:
         raise ValueError(f"target is {target}, expected a percentage from 0 to 100, such as 99.4")
-    figure, (loss, accuracy, rate) = panels(10, 3.4, 3)
+    figure, (loss, accuracy, rate) = _panels(10, 3.4, 3)
     steps = range(1, epochs + 1)
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
         axes.plot(steps, lists[f"train_{name}"], "o--", color=ORANGE, label="train", markerfacecolor="white")
@@ -288,7 +288,7 @@ def plot_history(history: Any, *, target: float | None = None) -> Figure:
     if losses and 0 < 4 * min(losses) < max(losses):
         loss.set_yscale("log")
         loss.minorticks_off()
-        loss.set_yticks(round_ticks(min(losses) / 1.5, max(losses) * 1.5))
+        loss.set_yticks(_round_ticks(min(losses) / 1.5, max(losses) * 1.5))
         loss.yaxis.set_major_formatter("{x:g}")
     tests = [value for value in lists["test_accuracy"] if math.isfinite(value)]
     late = [*lists["test_accuracy"][epochs // 4 :], lists["train_accuracy"][-1], *goal]
@@ -307,7 +307,7 @@ def plot_history(history: Any, *, target: float | None = None) -> Figure:
     return figure
 
 
-@styled
+@_styled
 def plot_confusion(labels: Indices, predictions: Indices, classes: Sequence[str]) -> Figure:
     """Plot the confusion matrix in counts, with the percentage of correct predictions beside each class.
 
@@ -317,7 +317,7 @@ def plot_confusion(labels: Indices, predictions: Indices, classes: Sequence[str]
     counts = _confusion(labels, predictions, classes)
     k, total, right, long = len(classes), int(counts.sum()), int(counts.trace()), _widest(classes)
     mistakes = counts.float().fill_diagonal_(math.nan)
-    figure, axes = panels(2.6 + 0.46 * k + 0.07 * long, 1.4 + 0.38 * k + 0.05 * long)
+    figure, axes = _panels(2.6 + 0.46 * k + 0.07 * long, 1.4 + 0.38 * k + 0.05 * long)
     worst = max(float(mistakes.nan_to_num().max()), 1.0)
     axes.imshow(mistakes.numpy(), cmap="Oranges", vmin=0, vmax=1.6 * worst, aspect="auto")
     axes.set_facecolor(PALE)  # shines through the NaN of the diagonal
@@ -341,7 +341,7 @@ def plot_confusion(labels: Indices, predictions: Indices, classes: Sequence[str]
     return figure
 
 
-@styled
+@_styled
 def plot_mistakes(
     images: Tensor, labels: Indices, probabilities: Tensor, classes: Sequence[str], *, count: int = 20
 ) -> Figure:
@@ -362,7 +362,7 @@ def plot_mistakes(
     confidence, predicted = probabilities.detach().cpu().float().max(1)
     wrong = (predicted != truth).nonzero()[:, 0]
     if not len(wrong):
-        figure, axes = panels(5, 0.8)
+        figure, axes = _panels(5, 0.8)
         axes.axis("off")
         axes.text(0.5, 0.5, f"No mistakes: all {size:,} images are right.", ha="center", va="center")
         return figure
@@ -375,7 +375,7 @@ def plot_mistakes(
     return _grid(list(_pixels(images[worst.to(images.device)]).numpy()), columns, captions, title=title, **SHADES)
 
 
-@styled
+@_styled
 def plot_class_accuracy(labels: Indices, predictions: Indices, classes: Sequence[str]) -> Figure:
     """Plot the accuracy of each class in percent on a zoomed axis, with 95 % confidence intervals.
 
@@ -383,7 +383,7 @@ def plot_class_accuracy(labels: Indices, predictions: Indices, classes: Sequence
     inference, the law of succession, and statistical inference" (1927).
     """
     counts = _confusion(labels, predictions, classes)
-    figure, axes = panels(7, 1.2 + 0.28 * len(classes))
+    figure, axes = _panels(7, 1.2 + 0.28 * len(classes))
     low = 100.0
     for row, (right, of) in enumerate(zip(counts.diag().tolist(), counts.sum(1).tolist(), strict=True)):
         note = "no images"
@@ -412,7 +412,7 @@ def plot_class_accuracy(labels: Indices, predictions: Indices, classes: Sequence
 # ---- Inside the network ----
 
 
-@styled
+@_styled
 def plot_filters(conv_weight: Tensor) -> Figure:
     """Plot the filters of a convolution, on one colour scale with white at 0.
 
@@ -432,7 +432,7 @@ def plot_filters(conv_weight: Tensor) -> Figure:
     return _grid(tiles, weight.shape[1], row_names=numbers, side=0.5, **colours)
 
 
-@styled
+@_styled
 def plot_feature_maps(
     model: nn.Module, image: Tensor, *, layers: Sequence[str] | None = None, channels: int = 20
 ) -> Figure:
@@ -515,7 +515,7 @@ def _layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]
     return rows
 
 
-@styled
+@_styled
 def plot_parameters(model: nn.Module, input_size: Sequence[int] = (1, 28, 28)) -> Figure:
     """Plot the parameters and the receptive field (in input pixels) of each layer, in the order in which they run.
 
@@ -533,7 +533,7 @@ def plot_parameters(model: nn.Module, input_size: Sequence[int] = (1, 28, 28)) -
         [row["parameters"] for row in rows],
         [row["others"] for row in rows],
     )
-    figure, (bars, fields) = panels(9, 1.3 + 0.26 * len(rows), 2, sharey=True, width_ratios=(3, 2))
+    figure, (bars, fields) = _panels(9, 1.3 + 0.26 * len(rows), 2, sharey=True, width_ratios=(3, 2))
     bars.barh(places, own, color=BLUE, label="the layer")
     bars.barh(places, others, left=own, color=SKY, label="BatchNorm and others behind it")
     fields.plot([row["field"] for row in rows], places, "o-", color=ORANGE)
