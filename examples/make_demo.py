@@ -105,10 +105,11 @@ def export_layers(network: nn.Module) -> list[dict[str, Any]]:
     if type(getattr(network, "layers", None)) is not nn.Sequential:
         raise TypeError(f"network is {type(network).__name__}; expected a module with an nn.Sequential named layers")
     twin = copy.deepcopy(network).cpu().double().eval()  # the network itself stays as it was
+    layers: Any = twin.layers
     images = torch.linspace(0, 1, SIDE * SIDE, dtype=torch.float64, device="cpu").sin().view(1, 1, SIDE, SIDE)
     maps, exported = images.clone(), []
     with torch.no_grad():
-        for name, module in twin.layers.named_modules(remove_duplicate=False):
+        for name, module in layers.named_modules(remove_duplicate=False):
             if type(module) in (nn.Sequential, nn.Dropout, nn.Dropout2d):
                 continue  # what a Sequential holds comes next by itself; dropout does nothing after the training
             if type(module) is nn.Flatten and maps.shape[2:] == (1, 1):
