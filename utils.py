@@ -41,7 +41,7 @@ from kit.checkpoints import (
     save_run,
     use_python_numbers,
 )
-from kit.data import ImageData, as_tensors, split
+from kit.data import ImageData, as_tensors, normalise, split, statistics_on, to_floats
 from kit.digits import prepare_digit
 from kit.export import export_onnx
 from kit.history import (
@@ -245,7 +245,7 @@ class Batches:
         except torch.OutOfMemoryError as error:
             error.args = (f"data does not fit on {self.device}: give device='cpu', and only batches go there\n{error}",)
             raise
-        self._statistics = _statistics_on(self.device, data)
+        self._statistics = statistics_on(self.device, data)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.data), self.batch_size)
@@ -266,10 +266,10 @@ class Batches:
         augment = self.augment if self.augment_epochs is None or self.epoch < self.augment_epochs else None
         for chosen in order.to(self.device).split(self.batch_size)[: len(self)]:
             mine = chosen[rank::world]
-            images = _scaled(self._images[mine])
+            images = to_floats(self._images[mine])
             if augment is not None:
                 images = augment(images, draws)
-            yield _normalised(images, *self._statistics), self._labels[mine]
+            yield normalise(images, *self._statistics), self._labels[mine]
 
     def _trains(self) -> bool:
         return self.shuffle or self.augment is not None
@@ -283,22 +283,6 @@ class Batches:
         order = torch.randperm(len(self.data), generator=self.generator, device="cpu")
         draws.manual_seed(int(torch.randint(2**62, (), generator=self.generator, device="cpu")) + rank)
         return order if self.shuffle else in_order, draws
-
-
-def _statistics_on(device: torch.device, data: ImageData) -> tuple[Tensor, Tensor]:
-    """Return the mean and std of `data` on `device`, each (C, 1, 1)."""
-    mean, std = (torch.tensor(numbers, device=device).view(-1, 1, 1) for numbers in (data.mean, data.std))
-    return mean, std
-
-
-def _scaled(images: Tensor) -> Tensor:
-    """Return uint8 images as floats from 0 to 1, and floats as they are."""
-    return images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images.float()
-
-
-def _normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    # Out of place first: an augmentation may return a view, or a tensor that it keeps.
-    return images.sub(mean).div_(std)
 
 
 # ---------------------------------------------------------------------------------------------------- Training
@@ -594,21 +578,20 @@ def predict(model: nn.Module, images: Tensor, *, data: ImageData | None = None) 
     exactly as `Batches` does: uint8 from 0 to 255, or floats on the scale of `data` (0 to 1 where `data` is uint8).
     Without `data`, images must be floats that are normalised already. Raises ValueError for other images.
     """
-    if images.ndim not in (3, 4):
-        raise ValueError(f"images have the shape {tuple(images.shape)}; expected (N, C, H, W) or (C, H, W)")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}; expected uint8 from 0 to 255, or floats")
+    if images.ndim not in (3, 4) or (images.dtype != torch.uint8 and not images.is_floating_point()):
+        found = f"images are {images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"{found}; expected uint8 or floats of shape (N, C, H, W) or (C, H, W)")
     if images.dtype == torch.uint8 and data is None:
         raise ValueError("images are uint8 and data is None; give data=train, whose statistics normalise them")
     if data is not None and images.shape[-3] != len(data.mean):
         found = f"images have the shape {tuple(images.shape)}, {images.shape[-3]} channels"
         raise ValueError(f"{found}; expected {len(data.mean)} as in data; grey images (N, H, W) need unsqueeze(1)")
     device, probabilities = device_of(model), []
-    statistics = None if data is None else _statistics_on(device, data)
+    statistics = None if data is None else statistics_on(device, data)
     with eval_mode(model), torch.no_grad():
         for part in (images[None] if images.ndim == 3 else images).split(1000):
-            part = _scaled(part.to(device, non_blocking=True))
-            logits = model(part if statistics is None else _normalised(part, *statistics))
+            part = to_floats(part.to(device, non_blocking=True))
+            logits = model(part if statistics is None else normalise(part, *statistics))
             probabilities.append(logits.softmax(1))
     together = torch.cat(probabilities).cpu()
     return together[0] if images.ndim == 3 else together

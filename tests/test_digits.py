@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,24 +10,18 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from kit.digits import prepare_digit
-from kit.idx import read_idx
-
-SAMPLE = Path(__file__).parents[1] / "sample"
 
 
 @pytest.fixture(scope="module")
-def sample() -> tuple[Tensor, Tensor]:
-    """The 1,000 test digits of the offline sample, shuffled so that every slice holds all classes."""
-    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
-    images, labels = (read_idx(SAMPLE / f"t10k-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
-    return images.reshape(-1, 28, 28)[order], labels[order].long()
+def few(mnist) -> tuple[Tensor, Tensor]:
+    """The first 1,000 test digits of MNIST and their classes."""
+    return mnist[1].images[:1000, 0], mnist[1].labels[:1000]
 
 
 @pytest.fixture(scope="module")
-def read(sample):
-    """A small network trained for a few seconds on the sample; read(images uint8) -> classes."""
-    images, labels = (read_idx(SAMPLE / f"train-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
-    images, labels = images.reshape(-1, 1, 28, 28).float() / 255, labels.long()
+def read(mnist, few):
+    """A small network trained for a few seconds on 4,000 digits; read(images uint8) -> classes."""
+    images, labels = mnist[0].images[:4000].float() / 255, mnist[0].labels[:4000]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         conv = [
@@ -56,7 +48,7 @@ def read(sample):
         with torch.no_grad():
             return model(pictures.reshape(-1, 1, 28, 28).float() / 255).argmax(1)
 
-    assert (classes(sample[0]) == sample[1]).float().mean() > 0.93, "the reader itself is too poor to judge by"
+    assert (classes(few[0]) == few[1]).float().mean() > 0.93, "the reader itself is too poor to judge by"
     return classes
 
 
@@ -103,15 +95,15 @@ def far(a: Tensor, b: Tensor) -> float:
     return (a.float() - b.float()).abs().mean().item()
 
 
-def test_replaced_digits_read_as_before(sample, read):
+def test_replaced_digits_read_as_before(few, read):
     rng = np.random.default_rng(0)
-    digits = sample[0][:500]
+    digits = few[0][:150]
     prepared = torch.cat([prepare_digit(place(digit, rng)) for digit in digits])
     assert (read(prepared) == read(digits)).float().mean() >= 0.97
 
 
-def test_photographed_digits_read_as_before(sample, read):
-    digits = sample[0][:60]
+def test_photographed_digits_read_as_before(few, read):
+    digits = few[0][:40]
     prepared = []
     for digit in digits:
         ink = np.asarray(Image.fromarray(digit.numpy()).resize((168, 168), Image.Resampling.BICUBIC)) / 255
@@ -135,9 +127,9 @@ def test_printed_digits_do_not_depend_on_size_place_and_polarity(name):
         assert max(spans(prepared[0])) == 20
 
 
-def test_what_mnist_holds(sample):
+def test_what_mnist_holds(few):
     rng = np.random.default_rng(1)
-    for digit in sample[0][:60]:
+    for digit in few[0][:40]:
         out = prepare_digit(place(digit, rng))
         assert (out.shape, out.dtype) == ((1, 28, 28), torch.uint8)
         assert max(spans(out)) == 20
@@ -148,8 +140,8 @@ def test_what_mnist_holds(sample):
             assert 13.4 <= centre <= 14.6  # MNIST's own lie within 13.5 and 14.5
 
 
-def test_mnist_digits_come_back(sample):
-    digits = sample[0][:80]
+def test_mnist_digits_come_back(few):
+    digits = few[0][:40]
     once = torch.cat([prepare_digit(digit) for digit in digits])
     twice = torch.cat([prepare_digit(digit) for digit in once])
     assert far(once, digits) < 3

@@ -126,8 +126,11 @@ def test_a_network_that_caches_something_in_forward_trains_after_predict():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(28, 28), r"shape \(28, 28\); expected \(N, C, H, W\) or \(C, H, W\)"),
-        (torch.zeros(2, 1, 28, 28, dtype=torch.int64), "images are torch.int64; expected uint8"),
+        (torch.zeros(28, 28), r"float32 \(28, 28\); expected uint8 or floats of shape \(N, C, H, W\) or \(C, H, W\)"),
+        (
+            torch.zeros(2, 1, 28, 28, dtype=torch.int64),
+            r"images are torch.int64 \(2, 1, 28, 28\); expected uint8 or floats",
+        ),
         (torch.zeros(2, 3, 28, 28), r"shape \(2, 3, 28, 28\), 3 channels; expected 1 as in data"),
         (torch.zeros(5, 28, 28, dtype=torch.uint8), r"5 channels; expected 1 as in data.*unsqueeze\(1\)"),
     ],
