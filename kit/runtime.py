@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,6 +112,22 @@ def interrupt_later() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if came:
         raise KeyboardInterrupt
+
+
+def follow_parent(parent: int) -> None:
+    """Make this worker process leave Ctrl-C to the process `parent` that started it, and end when `parent` ends.
+
+    A thread checks twice a second, so that even SIGKILL of `parent` leaves no worker (except on Windows, which does
+    not tell a process that its parent has ended).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="follow_parent", daemon=True).start()
 
 
 def somebody_watches() -> bool:

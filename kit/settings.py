@@ -86,19 +86,21 @@ def _plain_function(function: types.FunctionType) -> Any:
     captured = [as_plain(value) for value in inspect.getclosurevars(function).nonlocals.values()]
     return {
         "function": function.__qualname__,
-        "code": checksum(*_code_parts(function.__code__)),
+        "code": checksum(*code_parts(function.__code__)),
         "defaults": as_plain([function.__defaults__, function.__kwdefaults__]),
         "captured": captured,
     }
 
 
-def _code_parts(code: types.CodeType) -> Iterator[bytes]:
-    """What a function does, without where it stands: its instructions, names and constants."""
+def code_parts(code: types.CodeType) -> Iterator[bytes]:
+    """Yield what makes up a function, wherever it stands: its instructions, names and constants."""
     yield code.co_code
     yield repr((code.co_names, code.co_varnames)).encode()
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _code_parts(constant)
+            yield from code_parts(constant)
+        elif isinstance(constant, frozenset):  # its order differs from process to process
+            yield repr(sorted(map(repr, constant))).encode()
         else:
             yield repr(constant).encode()
 
