@@ -278,10 +278,11 @@ def _train_all(tasks: list[Task], train: ImageData, test: ImageData, jobs: int |
     backend, configured = get_active_backend()
     local = isinstance(backend, LokyBackend)
     jobs = jobs or configured or (1 if local and tasks[0].device != "cpu" else -1)
+    streams = backend.supports_return_generator  # Ray does not: it returns all runs together, at the end
     options = {"initializer": follow_parent, "initargs": (os.getpid(),)} if local else {}
     parallel = joblib.Parallel(
         n_jobs=min(joblib.effective_n_jobs(jobs), len(tasks)),
-        return_as="generator_unordered",
+        return_as="generator_unordered" if streams else "list",
         batch_size=1,
         **options,
     )
@@ -292,7 +293,7 @@ def _train_all(tasks: list[Task], train: ImageData, test: ImageData, jobs: int |
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tasks", module="joblib")  # that Ctrl-C leaves runs undone
         runs = parallel(calls)
-        with contextlib.closing(runs):
+        with contextlib.closing(runs) if streams else contextlib.nullcontext():
             for number, run in runs:
                 yield tasks[number], run
 

@@ -96,7 +96,8 @@ def _cells(row: Row, measure: str, is_baseline: bool) -> list[str]:
     digits, figures = DIGITS[measure], row[measure]
     name = row["variant"] + (" (baseline)" if is_baseline else "")
     spread = "" if figures["sd"] is None else f" ± {figures['sd']:.{digits}f}"
-    centre = "failed" if figures["mean"] is None else f"{figures['mean']:.{digits}f}{spread}"
+    no_run = "failed" if row["errors"] else "no run"
+    centre = no_run if figures["mean"] is None else f"{figures['mean']:.{digits}f}{spread}"
     change = interval = p = ""
     if difference := figures["difference"]:
         change = f"{difference['mean']:+.{digits}f}"
@@ -185,4 +186,3 @@ def _words(measure: str, difference: Row | None, seeds: int) -> str:
         return f"{measure} shows no clear difference, and 10,000 seeds would not tell {size} from chance"
     count = int(float(f"{difference['seeds_needed']:.2g}"))  # two digits that count: 38, 1,200
     return f"{measure} shows no clear difference: about {count:,} seeds to tell {size} from chance"
-

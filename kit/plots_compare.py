@@ -29,12 +29,13 @@ def plot_comparison(variants: Sequence[str], runs: Sequence[dict[str, Any]]) -> 
                 _draw_row(axes, place, values, BLUE if place == 0 else ORANGE)
             else:
                 axes.annotate(
-                    "no finished run", (0.5, place), xycoords=("axes fraction", "data"), ha="center", color=GREY
+                    "no finished run", (0.02, place), xycoords=("axes fraction", "data"), va="center", color=GREY
                 )
         if first := finished(runs, variants[0]):
             axes.axvline(fmean(run[key][-1] for run in first.values()), color=BLUE, linestyle="--", zorder=0)
         axes.set(xlabel="test accuracy (%)" if measure == "accuracy" else "test loss", ylim=(len(variants) - 0.4, -0.6))
         axes.ticklabel_format(axis="x", useOffset=False)
+        axes.locator_params(axis="x", nbins=6)
         axes.grid(True, axis="x")
     panels[0].set_yticks(range(len(variants)), [f"{variants[0]}\n(baseline)", *variants[1:]])
     for label, look in (
@@ -48,7 +49,7 @@ def plot_comparison(variants: Sequence[str], runs: Sequence[dict[str, Any]]) -> 
 
 def _draw_row(axes: Any, place: int, values: list[float], colour: str) -> None:
     """Draw the seeds on a line of their own, the mean and interval just below."""
-    axes.plot(values, [place - 0.12] * len(values), "o", color=colour, alpha=0.6, markersize=5, markeredgewidth=0)
+    axes.plot(values, [place - 0.12] * len(values), "o", color=colour, alpha=0.75, markersize=5, markeredgewidth=0)
     centre, interval = fmean(values), mean_interval(values)
     if interval is not None:
         axes.plot(interval, [place + 0.14] * 2, "|-", color=colour, markersize=7, linewidth=2)
