@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from kit.statistics import holm, paired_difference, seeds_needed
+from kit.statistics import holm, paired_difference, sample_sd, seeds_needed
 
 LEVEL = 0.05  # a difference is clear if its corrected p-value is below
 MEASURES = {"accuracy": "test_accuracy", "loss": "test_loss"}  # the name of a measure: its list in a run
@@ -29,8 +30,10 @@ def summarize(variants: dict[str, dict[str, Any]], runs: Sequence[dict[str, Any]
     rows = [_row(name, runs) for name in variants]
     for name, row in zip(variants, rows, strict=True):
         for measure, key in MEASURES.items():
-            comparable = measure == "accuracy" or _criterion(variants[name]) == _criterion(variants[baseline])
-            if name != baseline and comparable:
+            row[measure]["comparable"] = measure == "accuracy" or _criterion(variants[name]) == _criterion(
+                variants[baseline]
+            )
+            if name != baseline and row[measure]["comparable"]:
                 row[measure]["difference"] = _difference(finished(runs, name), finished(runs, baseline), key)
     _correct([row[measure]["difference"] for row in rows for measure in MEASURES])
     return rows
@@ -44,7 +47,7 @@ def _row(name: str, runs: Sequence[dict[str, Any]]) -> Row:
         values = [run[key][-1] for run in done]
         row[measure] = {
             "mean": fmean(values) if values else None,
-            "sd": stdev(values) if len(values) > 1 else None,
+            "sd": sample_sd(values),
             "difference": None,
         }
     row["errors"] = {}
@@ -143,13 +146,19 @@ def verdicts(summary: Sequence[Row], missing: int = 0) -> list[str]:
     lines = [f"- {line}" for row in summary for line in _verdict(row)]
     baseline, differences = summary[0]["variant"], [row[name]["difference"] for row in summary for name in MEASURES]
     tested = [difference for difference in differences if difference and difference["p"] is not None]
-    notes = ["The last epoch of each run: mean ± standard deviation over the seeds."]
+    spread = any(row[measure]["sd"] is not None for row in summary for measure in MEASURES)
+    notes = ["The last epoch of each run" + (": mean ± standard deviation over the seeds." if spread else ".")]
     if missing:
         notes.insert(0, f"Interrupted: {missing} of the runs are missing; the same call trains them.")
     if any(difference and difference["pairs"] == 1 for difference in differences):
         notes.append(
             "One seed gives no intervals: a single run does not show how much results vary from seed to seed, so its "
             "difference may be chance. Give at least 2 seeds, better 5."
+        )
+    if others := [row["variant"] for row in summary if not row["loss"]["comparable"]]:
+        notes.append(
+            f"Not compared: the loss of {', '.join(others)}, because it is measured by another criterion than that of "
+            f"{baseline}. Give all recipes the same test_criterion."
         )
     if tested:
         notes.append(
@@ -161,7 +170,7 @@ def verdicts(summary: Sequence[Row], missing: int = 0) -> list[str]:
 
 
 def _verdict(row: Row) -> list[str]:
-    words = [_words(measure, row[measure]["difference"], row["seeds"]) for measure in MEASURES]
+    words = [_words(measure, row[measure]["difference"]) for measure in MEASURES]
     lines = [f"{row['variant']}: {'; '.join(filter(None, words))}."] if any(words) else []
     for message, seeds in row["errors"].items():
         which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
@@ -169,15 +178,15 @@ def _verdict(row: Row) -> list[str]:
     return lines
 
 
-def _words(measure: str, difference: Row | None, seeds: int) -> str:
+def _words(measure: str, difference: Row | None) -> str:
     """What is to be said of one difference, without a full stop."""
-    if difference is None or (difference["p"] is None and difference["pairs"] == 1):
+    if difference is None or math.isnan(difference["mean"]) or (difference["p"] is None and difference["pairs"] == 1):
         return ""
     size = f"{abs(difference['mean']):.2g}{UNITS[measure]}"
     direction = "higher" if difference["mean"] > 0 else "lower"
     value = "better" if (difference["mean"] > 0) == (measure == "accuracy") else "worse"
     if difference["mean"] == 0:
-        return f"{measure} is equal" + ("" if difference["p"] else " for every seed")
+        return f"{measure} is equal " + ("for every seed" if difference["p"] is None else "on average")
     if difference["p"] is None:
         return f"{measure} is {direction} by the same {size} for every seed, which no t test can judge"
     if difference["clear"]:

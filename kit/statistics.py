@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import NamedTuple
 
-from scipy import stats
+import numpy
+from scipy import special  # scipy.stats takes a second to import, in every process
 
 
 class Difference(NamedTuple):
     """A mean paired difference with its spread, 95 % confidence interval and p-value.
 
-    sd, low, high and p are None where the values show no spread: for one pair, or if all differences are equal.
+    sd, low, high and p are None for one pair, if all differences are equal, and if any value is NaN.
     """
 
     mean: float
@@ -23,24 +24,29 @@ class Difference(NamedTuple):
     p: float | None
 
 
+def sample_sd(values: Sequence[float]) -> float | None:
+    """Return the standard deviation of a sample, with n - 1 in the denominator, or None for fewer than two values."""
+    return float(numpy.std(values, ddof=1)) if len(values) > 1 else None
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Return the 95 % confidence interval of the mean (Student, 1908), or None for fewer than two values."""
-    if len(values) < 2:
+    sd = sample_sd(values)
+    if sd is None:
         return None
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    half = float(special.stdtrit(len(values) - 1, 0.975)) * sd / math.sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     """Compare `values` with `baseline`, pair by pair, by a two-sided paired t test (Student, 1908)."""
     differences = [value - base for value, base in zip(values, baseline, strict=True)]
-    centre = fmean(differences)
-    sd = stdev(differences) if len(differences) > 1 else 0.0
-    if sd <= 1e-12 * abs(centre):  # rounding makes equal differences look a little unequal
+    centre, sd = fmean(differences), sample_sd(differences)
+    if sd is None or not sd > 1e-12 * abs(centre):  # rounding makes equal differences look a little unequal
         return Difference(centre, None, None, None, None)
     low, high = mean_interval(differences) or (centre, centre)
     t = centre / (sd / math.sqrt(len(differences)))
-    return Difference(centre, sd, low, high, float(2 * stats.t.sf(abs(t), len(differences) - 1)))
+    return Difference(centre, sd, low, high, float(2 * special.stdtr(len(differences) - 1, -abs(t))))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -69,5 +75,5 @@ def seeds_needed(effect: float, *, alpha: float = 0.05, power: float = 0.8, most
 
 def _power(pairs: int, effect: float, alpha: float) -> float:
     """Return the chance that a two-sided paired t test of `pairs` pairs shows `effect`, in its own direction."""
-    critical = stats.t.isf(alpha / 2, pairs - 1)
-    return float(stats.nct.sf(critical, pairs - 1, abs(effect) * math.sqrt(pairs)))
+    critical = special.stdtrit(pairs - 1, 1 - alpha / 2)
+    return 1 - float(special.nctdtr(pairs - 1, abs(effect) * math.sqrt(pairs), critical))
