@@ -1,6 +1,12 @@
-"""What is trained: the networks of the kit, how to count their parameters, and their summary table.
+"""The networks: `Net` reads MNIST at 99.6 % with fewer than 8,000 parameters, `Nano` with fewer than 3,000.
 
-Every line of a stack says the side of its output for a 28 x 28 image and its receptive field (RF), in pixels.
+    from model import Net, count_parameters, summary
+
+    net = Net()  # images (N, 1, 28, 28) -> logits (N, 10)
+    print(count_parameters(net))
+
+`Attempt2` is the network of an earlier attempt. To train one, see `utils.py`. Each line of a network names the side of
+its output for a 28 x 28 image and its receptive field (RF), in pixels.
 """
 
 from __future__ import annotations
