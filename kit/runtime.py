@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -212,6 +213,22 @@ def _running_cell() -> int | None:
     """The number of the cell that IPython runs; None in a script."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return None if shell is None else shell.execution_count
+
+
+def follow_parent(parent: int) -> None:
+    """Make this worker process leave Ctrl-C to the process `parent` that started it, and end when `parent` ends.
+
+    A thread checks twice a second, so that even SIGKILL of `parent` leaves no worker (except on Windows, which does
+    not tell a process that its parent has ended).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="follow_parent", daemon=True).start()
 
 
 def somebody_watches() -> bool:
