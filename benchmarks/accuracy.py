@@ -28,7 +28,7 @@ import model
 import utils
 from benchmarks.records import RESULTS, ROOT, write
 from compare import Comparison, compare
-from kit.settings import as_plain, differences
+from kit.settings import as_plain, checksum, differences
 
 RUNS = ROOT / "runs" / "benchmarks"  # every finished run at once, so that nothing is lost; git ignores it
 Variant = tuple[Callable[[], nn.Module], utils.Recipe]
@@ -54,7 +54,10 @@ def load(dataset: str) -> Data:
 def new_head(variants: dict[str, Variant], train: utils.ImageData, test: utils.ImageData) -> dict[str, Any]:
     """Return what must be equal for all runs of a result file; of a variant, what differs from the first."""
     (network, recipe), *_ = variants.values()
-    settings = {name: {"network": as_plain(make)} | as_plain(own) for name, (make, own) in variants.items()}
+    settings = {
+        name: {"network": as_plain(make), "layers": checksum(repr(make()).encode())} | as_plain(own)
+        for name, (make, own) in variants.items()
+    }
     config = settings[next(iter(variants))]
     return {
         "network": network.__name__,
