@@ -262,12 +262,11 @@ def _tasks(
 
 @functools.cache
 def _commit() -> str | None:
-    """Return the commit of the kit, if it lies in a git repository."""
-    command = ["git", "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+    """Return the commit of the kit, marked "-dirty" if files were changed since; None outside a git repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError):
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        return done.stdout.strip() or None
     return None
 
 

@@ -57,6 +57,7 @@ def accuracy_row(report: dict[str, Any]) -> list[str]:
     centre, spread = mean(finals), stdev(finals)
     half = stats.t.ppf(0.975, len(finals) - 1) * spread / len(finals) ** 0.5
     p = stats.ttest_1samp(finals, TARGET, alternative="greater").pvalue
+    views = [run["views_accuracy"] for run in report["runs"] if "views_accuracy" in run]
     worst_of_five = mean(min(run["test_accuracy"][-5:]) for run in report["runs"])
     return [
         f"`{report['network']}`",
@@ -68,7 +69,7 @@ def accuracy_row(report: dict[str, Any]) -> list[str]:
         f"{centre - half:.3f} – {centre + half:.3f}",
         f"{p:.1g}" if p >= 1e-4 else "< 0.0001",
         f"{worst_of_five:.2f}",
-        f"{mean(run['views_accuracy'] for run in report['runs']):.2f}",
+        f"{mean(views):.2f}" if views else "",
     ]
 
 
@@ -122,10 +123,10 @@ def cited(peer: dict[str, Any]) -> str:
 
 def ablation_table() -> str:
     report = read("ablation")
-    runs, rows = report["runs"], []
+    runs, rows = ablation_runs(), []
     for name, changes in ablation_changes().items():
-        finals = [run["test_accuracy"][-1] for run in runs if run["part"] == name]
-        loss = mean(run["test_loss"][-1] for run in runs if run["part"] == name)
+        finals = [run["test_accuracy"][-1] for run in runs if run["variant"] == name]
+        loss = mean(run["test_loss"][-1] for run in runs if run["variant"] == name)
         change = "" if name == WHOLE else f"{mean(changes):+.2f} ± {stdev(changes):.2f}"
         rows.append([name, str(len(finals)), f"{mean(finals):.2f} ± {stdev(finals):.2f}", change, f"{loss:.4f}"])
     accuracy = f"validation accuracy after {report['epochs']} epochs, %: mean ± sd"
@@ -252,16 +253,21 @@ def ablation_text() -> str:
     return "; ".join(f"{name} {mean(changes[name]):+.2f}" for name in wanted)
 
 
+def ablation_runs() -> list[dict[str, Any]]:
+    """The runs of the ablation; older files call a variant a part."""
+    return [run | {"variant": run.get("variant") or run["part"]} for run in read("ablation")["runs"]]
+
+
 def ablation_changes() -> dict[str, list[float]]:
     """For each part, its validation accuracy less that of the whole recipe, seed by seed: the same images and start.
 
     The whole recipe comes first, then what changed most for the worse; parts with fewer than 3 seeds are left out.
     """
-    runs = read("ablation")["runs"]
-    whole = {run["seed"]: run["test_accuracy"][-1] for run in runs if run["part"] == WHOLE}
+    runs = ablation_runs()
+    whole = {run["seed"]: run["test_accuracy"][-1] for run in runs if run["variant"] == WHOLE}
     changes: dict[str, list[float]] = {}
     for run in runs:
-        changes.setdefault(run["part"], []).append(run["test_accuracy"][-1] - whole[run["seed"]])
+        changes.setdefault(run["variant"], []).append(run["test_accuracy"][-1] - whole[run["seed"]])
     changes = {name: values for name, values in changes.items() if len(values) >= 3}
     return dict(sorted(changes.items(), key=lambda part: (part[0] != WHOLE, mean(part[1]))))
 
