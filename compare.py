@@ -19,8 +19,8 @@
 Choose on validation images, as here. The test set is for one last measurement of what you chose: if it chooses, the
 luck of the winner on just these images becomes part of its figure, and new images will show a lower one.
 
-The runs are spread over processes by joblib. On a cluster, put one line around the call (README: More than one
-machine): `with joblib.parallel_config(backend="dask"):`, or "ray".
+The runs are spread over processes by joblib. For a cluster, put one line around the call (see docs/compare.md):
+`with joblib.parallel_config(backend="dask"):`, or "ray".
 """
 
 from __future__ import annotations

@@ -43,7 +43,11 @@ def main() -> None:
     options = parser.parse_args()
 
     recipe = replace(utils.Recipe(), epochs=options.epochs)
-    variants: dict[str, Any] = {"Net": model.Net, EQUAL: net_from_other_weights, WORSE: (model.Net, replace(recipe, augment=None))}
+    variants: dict[str, Any] = {
+        "Net": model.Net,
+        EQUAL: net_from_other_weights,
+        WORSE: (model.Net, replace(recipe, augment=None)),
+    }
     train, validation = utils.split(utils.load_mnist()[0][: options.images], options.images // 6)
     repetitions, clear = [], {EQUAL: 0, WORSE: 0}
     for number in range(options.repetitions):
@@ -64,7 +68,9 @@ def main() -> None:
         "seeds": options.seeds,
         "clear": clear,
     }
-    write(options.results / "compare.json", figures | {"machine": machine(), "versions": versions(), "runs": repetitions})
+    write(
+        options.results / "compare.json", figures | {"machine": machine(), "versions": versions(), "runs": repetitions}
+    )
     print(f"Clear differences in {options.repetitions} repetitions: {clear}")
 
 
