@@ -139,7 +139,7 @@ def summary(module: nn.Module, input_size: tuple[int, int, int] = (1, 28, 28)) -
 
     twin = copy.deepcopy(module).cpu().eval()
     printed = io.StringIO()
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), redirect_stdout(printed):
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad(), redirect_stdout(printed):
         torchsummary_table(twin, input_size, device="cpu")
     print(printed.getvalue(), end="")
     return printed.getvalue()

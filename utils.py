@@ -21,24 +21,42 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from kit.checkpoints import Run, describe_run, load_checkpoint, resume, save_checkpoint, snapshot
-from kit.data import ImageData, as_tensors, split
+from kit.checkpoints import (
+    Run,
+    describe_run,
+    load_checkpoint,
+    resume,
+    save_checkpoint,
+    save_run,
+    use_python_numbers,
+)
+from kit.data import ImageData, as_tensors, normalise, split, statistics_on, to_floats
 from kit.digits import prepare_digit
 from kit.export import export_onnx
+from kit.history import (
+    Criterion,
+    History,
+    Metrics,
+    NonFiniteLoss,
+    Tally,
+    early_endings,
+    epoch_line,
+    mean_loss,
+    refuse_non_finite,
+)
 from kit.idx import load_idx, load_mnist, read_idx
-from kit.optim import Muon, linear_schedule
+from kit.optim import Muon, linear_schedule, what_steps
 from kit.plots import (
     plot_augmentation,
     plot_class_accuracy,
@@ -53,15 +71,22 @@ from kit.plots import (
 from kit.runtime import (
     device_of,
     eval_mode,
-    from_first,
     get_device,
     interrupt_later,
     keep_freed_memory,
+    note_interrupt,
+    one_of_several,
+    raise_interrupt,
     rank_and_world,
     seed_everything,
+    share_buffers,
     somebody_watches,
     start_distributed,
+    sum_over_processes,
+    train_mode,
 )
+from kit.settings import real_number, whole_number
+from kit.views import ShiftedViews
 
 __all__ = [
     "Augment",
@@ -104,18 +129,22 @@ __all__ = [
 
 # --------------------------------------------------------------------------------------- Augmentation and batches
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]  # floats (N, C, H, W) from 0 to 1, changed
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]  # floats (N, C, H, W) from 0 to 1 -> the same, changed
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random changes of a batch of images, one draw PER IMAGE, on the batch's own device.
+    """Random changes to a batch of images, drawn for each image separately, on the device of the batch.
 
-    rotation: up to so many degrees either way. translation: up to this fraction of the side, each way.
-    scale: up to this fraction smaller or larger. shear: up to so many degrees either way. elastic: standard
-    deviation of a smooth random displacement, in pixels (Simard et al., 2003, on a 5 x 5 grid of draws).
-    erasing: probability that a rectangle of 2 to 20 % of the area is blanked (Zhong et al., 2017).
-    What moves in from outside is zero, the background of images that are bright on black.
+    rotation: maximum angle in either direction, in degrees.
+    translation: maximum shift in each direction, as a fraction of the side.
+    scale: maximum change of size in either direction, as a fraction.
+    shear: maximum angle in either direction, in degrees.
+    elastic: standard deviation in pixels of a smooth random displacement (Simard et al., 2003), interpolated from
+        a 5 x 5 grid.
+    erasing: probability that a rectangle of 2 to 20 % of the area is set to zero (Zhong et al., 2017).
+
+    Pixels that move in from outside the image are zero. Raises ValueError for a number out of range.
     """
 
     rotation: float = 15.0
@@ -128,49 +157,40 @@ class Augment:
     def __post_init__(self) -> None:
         limits = {"rotation": 180, "translation": 1, "scale": 0.9, "shear": 80, "elastic": 10, "erasing": 1}
         for name, limit in limits.items():
-            value = getattr(self, name)
-            if not 0 <= value <= limit:
-                raise ValueError(f"{name} is {value!r}; expected a number from 0 to {limit}")
+            real_number(name, getattr(self, name), limit)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Changed copies of `images` (N, C, H, W), floats from 0 to 1; `generator` must live on their device."""
+        """Return changed copies of `images`, floats (N, C, H, W) from 0 to 1; `generator` must be on their device."""
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected floats (N, C, H, W)")
-        draws = torch.rand(len(images), 9, 1, 1, generator=generator, device=images.device)
+        draws = torch.rand(len(images), 9, 1, 1, generator=generator, dtype=images.dtype, device=images.device)
         images = F.grid_sample(images, self._grid(images, draws[:, :5], generator), align_corners=False)
         return self._erased(images, draws[:, 5:]) if self.erasing else images
 
     def _grid(self, images: Tensor, draws: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Where each pixel of the result comes from: (N, H, W, 2), x and y from -1 to 1."""
+        """Return where each pixel of the result comes from: (N, H, W, 2), x and y from -1 to 1."""
         height, width = images.shape[-2:]
-        y = torch.arange(height, device=images.device).sub((height - 1) / 2)[:, None]
-        x = torch.arange(width, device=images.device).sub((width - 1) / 2)
-        limits = [
-            math.radians(self.rotation),
-            math.radians(self.shear),
-            self.scale,
-            self.translation,
-            self.translation,
-        ]
-        spread = draws.new_tensor(limits)[:, None, None]
-        angle, shear, scale, right, down = ((2 * draws - 1) * spread).unbind(1)
+        y = torch.arange(height, dtype=draws.dtype, device=draws.device).sub((height - 1) / 2)[:, None]
+        x = torch.arange(width, dtype=draws.dtype, device=draws.device).sub((width - 1) / 2)
+        # The limits stay Python numbers: a tensor of them would make a GPU wait for its copy in every batch.
+        limits = (math.radians(self.rotation), math.radians(self.shear), self.scale, self.translation, self.translation)
+        signed = (2 * draws - 1).unbind(1)
+        angle, shear, scale, right, down = (draw * limit for draw, limit in zip(signed, limits, strict=True))
         cos, sin, zoom, slope = angle.cos(), angle.sin(), 1 / (1 + scale), shear.tan()
         from_x = zoom * (cos * x + (slope * cos - sin) * y) + right * width
         from_y = zoom * (sin * x + (slope * sin + cos) * y) + down * height
         if self.elastic:
-            coarse = torch.randn(len(images), 2, 5, 5, generator=generator, device=images.device) * self.elastic
+            coarse = draws.new_empty(len(images), 2, 5, 5).normal_(generator=generator) * self.elastic
             smooth = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)
             from_x, from_y = from_x + smooth[:, 0], from_y + smooth[:, 1]
         return torch.stack([from_x * (2 / width), from_y * (2 / height)], dim=-1)
 
     def _erased(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Blank one rectangle in each image, with probability `erasing`."""
+        """Set one rectangle in each image to zero, with probability `erasing`."""
         height, width = images.shape[-2:]
         chance, size, place_x, place_y = draws.unbind(1)
-        area, shape = (
-            0.02 + 0.18 * size,
-            3.0 ** (2 * chance / self.erasing - 1),
-        )  # height / width from 1/3 to 3
+        area = 0.02 + 0.18 * size
+        shape = 3.0 ** (2 * chance / self.erasing - 1)  # height / width, from 1/3 to 3
         tall, wide = (area * shape).sqrt() * height, (area / shape).sqrt() * width
         y = torch.arange(height, device=images.device)[:, None] - place_y * (height - tall)
         x = torch.arange(width, device=images.device) - place_x * (width - wide)
@@ -179,14 +199,21 @@ class Augment:
 
 
 class Batches:
-    """Batches of (images, labels) from `data`, which lives on `device` whole: any number of passes over it.
+    """Batches of (images, labels) from `data`, kept on `device` as a whole; iterate over it any number of times.
 
-    Images come as floats (N, C, H, W), augmented if `augment` is given, then normalised with the statistics
-    that `data` carries; labels as int64 (N,). `shuffle` draws a new order for every pass, from `generator`, a
-    stream of its own that `seed` starts. Without either the batches are in order and the same in every pass.
-    With `augment_epochs` only so many epochs are augmented, and the later ones show the images as they are; `fit`
-    says which epoch it is, other loops call `set_epoch`. Under `start_distributed` each process gets its share of
-    every batch.
+    Images are floats (N, C, H, W), augmented, then normalised with the mean and std of `data`; labels are int64 (N,).
+
+    augment: called as augment(images, generator), images from 0 to 1; None for none.
+    augment_epochs: augment this many epochs only; None for all. `fit` sets the epoch, other loops call `set_epoch`.
+    shuffle: visit the images in a new random order in every pass.
+    drop_last: leave out a last batch smaller than `batch_size`; BatchNorm cannot always train on a single image.
+    device: None takes `get_device()`.
+    seed: determines the order and the augmentation; None draws one.
+
+    After `start_distributed` each process gets its share of every batch. With `shuffle` or `augment`, a last batch
+    with fewer images than processes is left out. Otherwise every image comes exactly once, and a process without a
+    share of the last batch gets an empty one, (0, C, H, W).
+    Raises TypeError or ValueError for bad arguments, torch.OutOfMemoryError if `data` does not fit on `device`.
     """
 
     def __init__(
@@ -197,135 +224,68 @@ class Batches:
         augment: Augmentation | None = None,
         augment_epochs: int | None = None,
         shuffle: bool = False,
+        drop_last: bool = False,
         device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
         if not isinstance(data, ImageData):
             raise TypeError(f"data is {type(data).__name__}; expected ImageData: as_tensors(dataset) makes it")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
-        if augment_epochs is not None and (not isinstance(augment_epochs, int) or augment_epochs < 0):
-            raise ValueError(f"augment_epochs is {augment_epochs!r}; expected a whole number of at least 0, or None")
-        self.data, self.batch_size, self.augment, self.shuffle = data, batch_size, augment, shuffle
+        self.data, self.augment, self.shuffle, self.drop_last = data, augment, shuffle, drop_last
+        self.batch_size = whole_number("batch_size", batch_size, 1)
+        if augment_epochs is not None:
+            augment_epochs = whole_number("augment_epochs", augment_epochs, 0)
         self.augment_epochs, self.epoch = augment_epochs, 0
         self.device = get_device() if device is None else torch.device(device)
         if seed is None:  # drawn only where it is used: batches in order leave the global generator alone
-            seed = int(torch.randint(2**31, ())) if shuffle or augment is not None else 0
+            seed = int(torch.randint(2**31, (), device="cpu")) if self._trains() else 0
         self.seed = seed
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = torch.Generator("cpu").manual_seed(self.seed)
         try:
             self._images, self._labels = data.images.to(self.device), data.labels.to(self.device)
         except torch.OutOfMemoryError as error:
             error.args = (f"data does not fit on {self.device}: give device='cpu', and only batches go there\n{error}",)
             raise
-        self._scale = 1 / 255 if data.images.dtype == torch.uint8 else 1.0
-        self._mean = torch.tensor(data.mean, device=self.device).view(1, -1, 1, 1)
-        self._std = torch.tensor(data.std, device=self.device).view(1, -1, 1, 1)
+        self._statistics = statistics_on(self.device, data)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.data) / self.batch_size)
+        whole, rest = divmod(len(self.data), self.batch_size)
+        least = rank_and_world()[1] if self._trains() else 1
+        return whole + (rest >= least and not self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch, counted from 0, the next pass is: it tells whether that pass is augmented."""
+        """Set the epoch of the next pass, counted from 0: it decides whether that pass is augmented."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rank, world = rank_and_world()
+        if self._trains() and self.batch_size < world:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; expected at least one image for each of {world} processes"
+            )
         order, draws = self._draw_order(rank)
         augment = self.augment if self.augment_epochs is None or self.epoch < self.augment_epochs else None
-        for chosen in order.to(self.device).split(self.batch_size):
+        for chosen in order.to(self.device).split(self.batch_size)[: len(self)]:
             mine = chosen[rank::world]
-            if len(chosen) < world:  # too few for every process: all of them leave this last batch out
-                return
-            images = self._images[mine].float().mul_(self._scale)
+            images = to_floats(self._images[mine])
             if augment is not None:
                 images = augment(images, draws)
-            yield images.sub_(self._mean).div_(self._std), self._labels[mine]
+            yield normalise(images, *self._statistics), self._labels[mine]
+
+    def _trains(self) -> bool:
+        return self.shuffle or self.augment is not None
 
     def _draw_order(self, rank: int) -> tuple[Tensor, torch.Generator]:
-        """This pass's order, the same in every process, and a generator for augmentation, each process its own."""
+        """Return this pass's order, the same in every process, and a generator of this process for augmentation."""
         draws = torch.Generator(self.device)
-        if not self.shuffle and self.augment is None:
-            return torch.arange(len(self.data)), draws
-        order = torch.randperm(len(self.data), generator=self.generator)
-        draws.manual_seed(int(torch.randint(2**62, (), generator=self.generator)) + rank)
-        return order if self.shuffle else torch.arange(len(self.data)), draws
+        in_order = torch.arange(len(self.data), device="cpu")
+        if not self._trains():
+            return in_order, draws
+        order = torch.randperm(len(self.data), generator=self.generator, device="cpu")
+        draws.manual_seed(int(torch.randint(2**62, (), generator=self.generator, device="cpu")) + rank)
+        return order if self.shuffle else in_order, draws
 
 
 # ---------------------------------------------------------------------------------------------------- Training
-
-Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> the mean loss of the batch
-
-
-class Metrics(NamedTuple):
-    """The mean loss per image, and the accuracy in percent."""
-
-    loss: float
-    accuracy: float
-
-
-@dataclasses.dataclass
-class History:
-    """What `fit` measured: lists of plain numbers, one entry per finished epoch; `len` counts the epochs.
-
-    Accuracies are percentages; learning_rate is that of the epoch's first batch; seconds cover training and test.
-    """
-
-    train_loss: list[float] = dataclasses.field(default_factory=list)
-    train_accuracy: list[float] = dataclasses.field(default_factory=list)
-    test_loss: list[float] = dataclasses.field(default_factory=list)
-    test_accuracy: list[float] = dataclasses.field(default_factory=list)
-    learning_rate: list[float] = dataclasses.field(default_factory=list)
-    seconds: list[float] = dataclasses.field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.seconds)
-
-    def append(self, train: Metrics, test: Metrics, learning_rate: float, seconds: float) -> None:
-        """Add the measurements of one epoch."""
-        entry = (*train, *test, learning_rate, seconds)
-        for field, value in zip(dataclasses.fields(self), entry, strict=True):
-            getattr(self, field.name).append(value)
-
-
-class NonFiniteLoss(ValueError):
-    """The loss became NaN or infinite; `history`, if `fit` raised it, holds the epochs finished before."""
-
-    history: History | None = None
-
-
-class _Tally:
-    """Sums over an epoch, kept on the device until somebody reads them."""
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self.hits: list[Tensor] = []
-        self.count = 0
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.losses.append(loss.detach() * len(labels))
-        self.hits.append((logits.argmax(1) == labels).sum())
-        self.count += len(labels)
-
-    def sums(self) -> Tensor:
-        """Loss, hits and images so far, in this process: (3,) on the CPU."""
-        if not self.count:
-            raise ValueError("batches held no images; expected at least one batch")
-        loss, hits = torch.stack([torch.stack(self.losses).sum(), torch.stack(self.hits).sum()]).tolist()
-        return torch.tensor([loss, hits, self.count], dtype=torch.float64)
-
-    def metrics(self) -> Metrics:
-        """Over all processes."""
-        sums = self.sums()
-        if rank_and_world()[1] > 1:
-            sums = sums.to(self.losses[0].device)
-            torch.distributed.all_reduce(sums)
-        return _metrics(sums)
-
-
-def _metrics(sums: Tensor) -> Metrics:
-    loss, hits, count = sums.tolist()
-    return Metrics(loss / count, 100 * hits / count)
 
 
 def train_epoch(
@@ -339,70 +299,81 @@ def train_epoch(
 ) -> Metrics:
     """Train `model` for one pass over `batches`; the metrics are those seen on the way, augmentation included.
 
-    `model` returns logits (N, K) for inputs (N, ...); labels are (N,). `scheduler` is stepped after every
-    batch. `progress` names a progress bar. Raises NonFiniteLoss: before the step is taken on the CPU, within 50
-    batches elsewhere.
+    `model` returns logits (N, K) for inputs (N, ...); labels are (N,). Other shapes are trained on as well if
+    `criterion` accepts them; the accuracy is then NaN. A module that is in eval mode while `model` is in train mode
+    stays so: frozen BatchNorm keeps its statistics. `scheduler` is stepped after every batch. `progress` names a
+    progress bar.
+    Raises ValueError for an empty batch or wrong shapes, NonFiniteLoss if the loss is NaN or infinite: before the
+    step is taken on the CPU, within 50 batches on other devices or with several processes.
     """
-    model.train()
-    keep_freed_memory()
-    device, tally = device_of(model), _Tally()
-    # Reading a number makes a GPU wait for all work before it, so there it is done now and then only.
-    read_every = 1 if device.type == "cpu" else 50
+    train_mode(model)
+    device, tally, several = device_of(model), Tally(), rank_and_world()[1] > 1
+    # Reading a number makes a GPU, or the other processes, wait, so there it is done now and then only.
+    read_every = 1 if device.type == "cpu" and not several else 50
     hidden = progress is None or not somebody_watches()
-    total = len(batches) if isinstance(batches, Sized) else None
     # The bar is not given the batches themselves: it would call iter() on them once too often, which in a
     # DataLoader starts the workers twice and draws an order that nobody sees.
-    with tqdm(total=total, desc=progress, unit="batch", leave=False, disable=hidden, file=sys.stdout) as bar:
+    with tqdm(total=_length(batches), desc=progress, unit="batch", leave=False, disable=hidden, file=sys.stdout) as bar:
         for number, (inputs, labels) in enumerate(batches, start=1):
+            if not len(labels):
+                raise ValueError(f"batch {number} is empty; leave out batches without images")
             inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             logits = model(inputs)
-            loss = criterion(logits.float(), labels)
-            if number % read_every == 0 and not math.isfinite(value := loss.item()):
-                raise NonFiniteLoss(_why_not_finite(value, number, inputs, optimizer))
+            loss = mean_loss(criterion, logits, labels)
+            if number % read_every == 0:
+                refuse_non_finite(loss, number, inputs, optimizer)
             optimizer.zero_grad()
-            (loss * _share(len(labels), device)).backward()
+            (loss * _share(labels)).backward()
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
             tally.add(loss, logits, labels)
             bar.update()
             if number % 50 == 0 and not bar.disable:
-                so_far = _metrics(tally.sums())
+                so_far = tally.so_far()
                 bar.set_postfix_str(f"loss {so_far.loss:.4f}, accuracy {so_far.accuracy:.2f} %")
+            if number % 50 == 0 and several:
+                raise_interrupt()
     metrics = tally.metrics()
-    if not math.isfinite(metrics.loss):
-        raise NonFiniteLoss(_why_not_finite(metrics.loss, number, inputs, optimizer))
+    refuse_non_finite(torch.tensor(metrics.loss, device="cpu"), number, inputs, optimizer)
     return metrics
 
 
-def _share(count: int, device: torch.device) -> float:
+def _length(batches: Any) -> int | None:
+    """How many batches there are, if they know: those of an IterableDataset do not."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None
+
+
+def _share(labels: Tensor) -> Tensor | float:
     """The weight that makes the processes' averaged gradient that of the whole batch, whose parts may differ."""
     world = rank_and_world()[1]
     if world == 1:
         return 1.0
-    total = torch.tensor(float(count), device=device)
-    torch.distributed.all_reduce(total)
-    return count * world / total.item()
-
-
-def _why_not_finite(loss: float, batch: int, inputs: Tensor, optimizer: Optimizer) -> str:
-    if not inputs.isfinite().all():
-        return f"the inputs of batch {batch} hold NaN or infinite numbers: mend the data"
-    rates = ", ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups)
-    return f"the loss is {loss} at batch {batch}, learning rate {rates}: try a tenth of that learning rate"
+    count = torch.full((), float(len(labels)), device=labels.device)
+    return count * world / sum_over_processes(count)  # a tensor: nobody waits for its value
 
 
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, criterion: Criterion = F.cross_entropy
 ) -> Metrics:
-    """Loss and accuracy of `model` in eval mode and full precision; changes nothing, draws nothing."""
-    keep_freed_memory()
-    device, tally = device_of(model), _Tally()
-    with eval_mode(model), torch.inference_mode():
+    """Return the loss and accuracy of `model` in eval mode and full precision; nothing changes, nothing is drawn.
+
+    Shapes are those of `train_epoch`. Under `start_distributed` the metrics are those of all processes' batches
+    together, of which some may be empty.
+    """
+    device, tally = device_of(model), Tally()
+    # Not inference_mode: what a model keeps from this pass, a table of positions for instance, must still be of use
+    # in training.
+    with eval_mode(model), torch.no_grad():
         for inputs, labels in batches:
+            if not len(labels):
+                continue
             inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            logits = model(inputs).float()
-            tally.add(criterion(logits, labels), logits, labels)
+            logits = model(inputs)
+            tally.add(mean_loss(criterion, logits, labels), logits, labels)
     return tally.metrics()
 
 
@@ -425,61 +396,65 @@ def fit(
 
     Batches are any re-iterable of (inputs, labels), a DataLoader included; where they, or their sampler, have a
     `set_epoch`, it is called before each epoch with its number, counted from 0. `scheduler` is stepped after every
-    "batch" or "epoch", as `scheduler_step` says.
-    With `checkpoint`, a file, every finished epoch is saved and the same call goes on after the last one saved,
-    to the bit as if it had never stopped (on the CPU). Ctrl-C ends the training normally, with the history so
-    far. `on_epoch(history)` is called after each epoch; `verbose` shows a bar and prints a line per epoch. Under
-    `start_distributed` the gradients are averaged over all processes, and the first alone prints and saves.
+    "batch" or "epoch", as `scheduler_step` says; a ReduceLROnPlateau after every epoch, with the test loss.
+    `on_epoch(history)` is called after each epoch. `verbose` shows a bar and prints a line per epoch.
+
+    With `checkpoint`, a file, every finished epoch is saved, after `on_epoch`, and the same call goes on after the
+    last one saved, to the bit as if it had never stopped (on the CPU). A run whose data or settings differ is
+    refused, with a list of the differences; so is a DataLoader with persistent_workers, whose random numbers cannot
+    be saved. What cannot be compared is named in a warning.
+
+    Ctrl-C, or KeyboardInterrupt from `on_epoch`, ends the training. In a notebook `fit` then returns the history of
+    the finished epochs, and another `fit` in the same cell raises KeyboardInterrupt, so that a loop over seeds ends
+    as well. In a script `fit` raises KeyboardInterrupt, with that history as its attribute `history`.
+
+    Under `start_distributed` the gradients are averaged over all processes, all of them end together, and the first
+    alone prints and saves. On Linux this process keeps the memory that tensors free from here on, which almost
+    halves the time of a step; set MALLOC_TRIM_THRESHOLD_ in the environment to switch this off.
 
     Raises ValueError for bad arguments or a checkpoint of another run, NonFiniteLoss where training diverges.
     """
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs is {epochs!r}; expected a whole number of at least 1")
-    if scheduler_step not in ("batch", "epoch"):
-        raise ValueError(f"scheduler_step is {scheduler_step!r}; expected 'batch' or 'epoch'")
-    rank, world = rank_and_world()
-    verbose = verbose and rank == 0
+    epochs = whole_number("epochs", epochs)
+    step_after = what_steps(optimizer, scheduler, scheduler_step)
+    keep_freed_memory()
+    verbose = verbose and rank_and_world()[0] == 0
     history = History()
-    run = Run(model, optimizer, scheduler, train_batches, history)
-    settings = describe_run(run, epochs, scheduler_step, criterion)
-    trained = nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    try:
-        if checkpoint is not None and from_first(Path(checkpoint).exists()):
+    run = Run(model, optimizer, scheduler, train_batches, test_batches, history)
+    use_python_numbers(run)
+    with early_endings(history, epochs, model, checkpoint, verbose):
+        if checkpoint is not None:
+            criteria = {"criterion": criterion, "test_criterion": test_criterion}
+            settings = describe_run(run, epochs=epochs, scheduler_step=step_after, **criteria)
             resume(run, settings, checkpoint, verbose)
+        trained = one_of_several(model)
         while (epoch := len(history) + 1) <= epochs:
-            start, learning_rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
+            start, learning_rate = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
             _set_epoch(train_batches, epoch - 1)
             train = train_epoch(
                 trained,
                 train_batches,
                 optimizer,
                 criterion=criterion,
-                scheduler=scheduler if scheduler_step == "batch" else None,
+                scheduler=scheduler if step_after == "batch" else None,
                 progress=f"epoch {epoch}/{epochs}" if verbose else None,
             )
+            share_buffers(model)
             test = evaluate(model, test_batches, criterion=test_criterion or criterion)
             with interrupt_later():  # an epoch is in the history and on the disk, or in neither
-                if scheduler is not None and scheduler_step == "epoch":
-                    scheduler.step()
+                if step_after != "batch" and scheduler is not None:
+                    scheduler.step(*([test.loss] if step_after == "test loss" else []))
                 history.append(train, test, learning_rate, time.perf_counter() - start)
-                if checkpoint is not None and rank == 0:
-                    save_checkpoint(checkpoint, snapshot(run, settings))
-            if verbose:
-                print(_epoch_line(history, epochs), flush=True)
-            if on_epoch is not None:
-                on_epoch(history)
-    except KeyboardInterrupt:
-        if verbose:
-            kept = "the same call goes on from here" if checkpoint else "give `checkpoint` a file to go on another time"
-            print(f"Interrupted after {len(history)} of {epochs} epochs: {kept}.", flush=True)
-    except torch.OutOfMemoryError as error:
-        hint = f"{device_of(model)} is full: take smaller batches, end what else uses it, or get_device('cpu')"
-        error.args = (f"epoch {len(history) + 1}: {hint}\n{error}",)
-        raise
-    except NonFiniteLoss as error:
-        error.history = history
-        error.args = (f"epoch {len(history) + 1}: {error}",)
-        raise
+                try:
+                    if on_epoch is not None:
+                        on_epoch(history)
+                except KeyboardInterrupt:
+                    note_interrupt()
+                finally:
+                    if checkpoint is not None:
+                        save_run(run, settings, checkpoint)
+                if verbose:
+                    print(epoch_line(history, epochs), flush=True)
+            raise_interrupt()
     return history
 
 
@@ -490,35 +465,28 @@ def _set_epoch(batches: Any, epoch: int) -> None:
             owner.set_epoch(epoch)
 
 
-def _epoch_line(history: History, epochs: int) -> str:
-    return (
-        f"epoch {len(history):>{len(str(epochs))}}/{epochs}"
-        f"   train loss {history.train_loss[-1]:.4f}, accuracy {history.train_accuracy[-1]:.2f} %"
-        f"   test loss {history.test_loss[-1]:.4f}, accuracy {history.test_accuracy[-1]:.2f} %"
-        f"   {history.seconds[-1]:.1f} s"
-    )
-
-
 # ------------------------------------------------------------------------------------------- The default recipe
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Every setting of the default training, in one place; the defaults are those that the README reports.
+    """Every setting of the default training, in one place; the README reports results for the defaults.
 
-    Vary it with `dataclasses.replace(Recipe(), epochs=5)`.
+    Change a setting with `dataclasses.replace(Recipe(), epochs=5)`.
 
     epochs: passes over the training images.
     batch_size: images per step.
-    augment: random changes of the training images, called as augment(images, generator); None for none.
-    plain_epochs: the last epochs, which show the images unchanged, so that BatchNorm's statistics settle on what
-        the test shows.
+    augment: random changes to the training images, called as augment(images, generator); None for none.
+    plain_epochs: the number of last epochs that are not augmented, so that BatchNorm's statistics match the test
+        images; at least `epochs` means that no epoch is augmented.
     optimizer: called as optimizer(params, lr=lr): a class, or functools.partial(torch.optim.SGD, momentum=0.9).
     lr: the peak learning rate.
-    schedule: called as schedule(optimizer, steps, warmup), and stepped after every batch.
+    schedule: called as schedule(optimizer, steps, warmup); its step() is called after every batch.
     warmup: the share of all steps in which the learning rate rises.
-    criterion: called as criterion(logits, labels): the mean loss of a batch.
-    test_criterion: the same, for the test loss; None takes `criterion`.
+    criterion: called as criterion(logits, labels); returns the mean loss of a batch.
+    test_criterion: the same for the test loss; None takes `criterion`.
+
+    Raises ValueError for a number out of range, TypeError for a setting that should be callable and is not.
     """
 
     epochs: int = 15
@@ -534,16 +502,18 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, least in {"epochs": 1, "batch_size": 1, "plain_epochs": 0}.items():
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        for name, most in {"lr": math.inf, "warmup": 1}.items():
+            object.__setattr__(self, name, real_number(name, getattr(self, name), most))
+        if self.lr == 0:
+            raise ValueError("lr is 0; expected a number above 0")
+        for name in ("augment", "optimizer", "schedule", "criterion", "test_criterion"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr!r}; expected a number above 0")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup is {self.warmup!r}; expected a share of the steps, from 0 to 1")
+            if not callable(value) and not (value is None and name in ("augment", "test_criterion")):
+                raise TypeError(f"{name} is {value!r}; expected a function or a class")
 
     def arguments(self, model: nn.Module, steps_per_epoch: int) -> dict[str, Any]:
-        """Return the arguments of `fit` for `model`, for batches of your own: a DataLoader, for instance.
+        """Return the arguments of `fit` for `model`, to train on batches of your own, such as a DataLoader.
 
         Example: fit(net, loader, test_loader, **Recipe().arguments(net, len(loader)))
         """
@@ -568,19 +538,23 @@ def train_network(
     on_epoch: Callable[[History], None] | None = None,
     verbose: bool = True,
 ) -> History:
-    """Train `model` on `train` by `recipe`, on the device where it is, testing on `test` after each epoch.
+    """Train `model` on `train` as `recipe` says, on the device of `model`, and test it on `test` after each epoch.
 
-    `seed` decides the order of the images, their augmentation and every other draw; call `seed_everything` before
-    you make the model, and its first weights are decided as well. The other arguments are those of `fit`.
+    `seed` determines the order of the images, their augmentation and every other random number; call
+    `seed_everything` before you create the model to determine its initial weights as well. A last batch with fewer
+    than two images per process is left out, because BatchNorm cannot always train on one image. The other arguments
+    and the errors are those of `fit`.
     """
     seed_everything(seed)
     device = device_of(model)
+    rest = len(train) % recipe.batch_size
     train_batches = Batches(
         train,
         recipe.batch_size,
         augment=recipe.augment,
         augment_epochs=max(0, recipe.epochs - recipe.plain_epochs),
         shuffle=True,
+        drop_last=rest < 2 * rank_and_world()[1] and len(train) > recipe.batch_size,
         device=device,
         seed=seed,
     )
@@ -599,40 +573,26 @@ def train_network(
 
 
 def predict(model: nn.Module, images: Tensor, *, data: ImageData | None = None) -> Tensor:
-    """Class probabilities of `images` (N, C, H, W) -> (N, K), or of one image (C, H, W) -> (K,).
+    """Return class probabilities, on the CPU: images (N, C, H, W) -> (N, K), or one image (C, H, W) -> (K,).
 
-    uint8 images are scaled and normalised with the statistics that `data`, any part of the data set trained on,
-    carries; float images are taken as `Batches` yields them, normalised already.
+    With `data`, any part of the data set that `model` was trained on, images are normalised with its mean and std,
+    exactly as `Batches` does: uint8 from 0 to 255, or floats on the scale of `data` (0 to 1 where `data` is uint8).
+    Without `data`, images must be floats that are normalised already. Raises ValueError for other images.
     """
-    if images.ndim not in (3, 4):
-        raise ValueError(f"images have the shape {tuple(images.shape)}; expected (N, C, H, W) or (C, H, W)")
-    if images.dtype == torch.uint8:
-        if data is None:
-            raise ValueError("images are uint8 and data is None; give data=train, whose statistics normalise them")
-        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (data.mean, data.std))
-        images = (images.float() / 255 - mean) / std
-    single, device = images.ndim == 3, device_of(model)
-    with eval_mode(model), torch.inference_mode():
-        parts = (images[None] if single else images).split(1000)
-        probabilities = torch.cat([model(part.to(device)).float().softmax(1).cpu() for part in parts])
-    return probabilities[0] if single else probabilities
-
-
-class ShiftedViews(nn.Module):
-    """`model` with its logits averaged over five views of each image: as it is, and one pixel to each side.
-
-    This is test-time augmentation (Krizhevsky et al., 2012): nothing is trained and no parameter added, but each
-    image costs five passes. It suits networks that step over pixels, whose logits a shift of one pixel moves:
-    evaluate(ShiftedViews(net), test_batches).
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) -> logits (N, K)."""
-        height, width = images.shape[2:]
-        padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-        views = [padded[..., y : y + height, x : x + width] for y, x in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
-        return torch.stack([self.model(view) for view in views]).mean(0)
+    if images.ndim not in (3, 4) or (images.dtype != torch.uint8 and not images.is_floating_point()):
+        found = f"images are {images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"{found}; expected uint8 or floats of shape (N, C, H, W) or (C, H, W)")
+    if images.dtype == torch.uint8 and data is None:
+        raise ValueError("images are uint8 and data is None; give data=train, whose statistics normalise them")
+    if data is not None and images.shape[-3] != len(data.mean):
+        found = f"images have the shape {tuple(images.shape)}, {images.shape[-3]} channels"
+        raise ValueError(f"{found}; expected {len(data.mean)} as in data; grey images (N, H, W) need unsqueeze(1)")
+    device, probabilities = device_of(model), []
+    statistics = None if data is None else statistics_on(device, data)
+    with eval_mode(model), torch.no_grad():
+        for part in (images[None] if images.ndim == 3 else images).split(1000):
+            part = to_floats(part.to(device, non_blocking=True))
+            logits = model(part if statistics is None else normalise(part, *statistics))
+            probabilities.append(logits.softmax(1))
+    together = torch.cat(probabilities).cpu()
+    return together[0] if images.ndim == 3 else together

@@ -31,6 +31,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "ablation": tables.ablation_table,
     "speed": tables.speed_text,
     "faults": tables.faults_text,
+    "compare": tables.compare_text,
     **{f"summary-{network}": tables.summary_of(network) for network in tables.ORDER},
 }
 
@@ -46,12 +47,17 @@ def fill(page: str) -> str:
         name = match["name"]
         if name not in SECTIONS:
             raise ValueError(f"a page has the marker {name!r}; expected one of {', '.join(SECTIONS)}")
-        return f"<!-- report: {name} -->\n{SECTIONS[name]()}\n<!-- end -->"
+        try:
+            text = SECTIONS[name]()
+        except FileNotFoundError as error:
+            text = f"Not measured yet: there is no `{Path(error.filename).name}`."
+        return f"<!-- report: {name} -->\n{text}\n<!-- end -->"
 
     return re.sub(r"<!-- report: (?P<name>[\w-]+) -->\n.*?<!-- end -->", section, page, flags=re.DOTALL)
 
 
 def draw_pictures() -> None:
+    """Write the pictures of the documentation, each a small PNG file."""
     train, _ = utils.load_mnist()
     figures = {
         "field": plot_field(field_entries()),

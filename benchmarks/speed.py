@@ -350,7 +350,7 @@ def open_report(path: Path, anew: bool) -> dict[str, Any]:
     return report
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=list(MEASURE), help=f"of {', '.join(MEASURE)} (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="of the parts epoch, start and peers (default 3)")
@@ -359,7 +359,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=records.RESULTS / "speed.json", help="the file to write")
     parser.add_argument("--anew", action="store_true", help="begin a new file")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)  # how the script calls itself
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(MEASURE):
         parser.error(f"parts are {', '.join(sorted(unknown))}; expected some of {', '.join(MEASURE)}")
     if options.measure is not None:

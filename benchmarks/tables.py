@@ -19,6 +19,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 TARGET = 99.40
 ORDER = ["Net", "Attempt2", "Nano"]
 FULL = 15  # epochs
+KIT = "this kit"  # among the frameworks of peers.py
 
 
 def read(name: str) -> Any:
@@ -65,7 +66,10 @@ def start_of_row(report: dict[str, Any]) -> list[str]:
 
 
 def results_table() -> str:
-    rows = [[*start_of_row(report)[:3], f"**{spread(finals(report))}**"] for report in read_results()]
+    rows = [
+        [*start_of_row(report)[:3], f"**{spread(finals(report))}**, {len(report['runs'])} seeds"]
+        for report in read_results()
+    ]
     return table(["network", "parameters", "epochs", "final test accuracy, %"], rows)
 
 
@@ -113,7 +117,13 @@ def cited(peer: dict[str, Any]) -> str:
 def published_table() -> str:
     peers = sorted(read("published"), key=lambda peer: -peer["accuracy"])
     rows = [
-        [cited(peer), f"{peer['parameters']:,}", f"{peer['epochs'] or '':,}", f"{peer['accuracy']:.2f}", peer["note"]]
+        [
+            cited(peer),
+            f"{peer['parameters']:,}",
+            format(peer["epochs"], ",") if peer["epochs"] else "",
+            f"{peer['accuracy']:.2f}",
+            peer["note"],
+        ]
         for peer in peers
     ]
     return table(["published", "parameters", "epochs", "test accuracy, %", "what it is"], rows)
@@ -247,138 +257,79 @@ def summary_of(network: str) -> Callable[[], str]:
 
 
 def speed_text() -> str:
-    """The table of what was measured, one row a part, and what stands behind it."""
+    """A table with a row for each part that was measured, and what explains it."""
     speed = read("speed")
-    rows = [row for part, make in SPEED_ROWS.items() if part in speed for row in make(speed[part])]
-    texts = [make(speed[part]) for part, make in SPEED_TEXTS.items() if part in speed]
     machine, versions = speed["machine"], speed["versions"]
     where = f"{machine['processor']}, {machine['cores']} cores; Python {versions['python']}, torch {versions['torch']}."
-    return "\n\n".join([table(["", "this kit", "the other side", "ratio"], rows), where, *texts])
+    head = ["", "this kit", "the other side", "ratio"]
+    return "\n\n".join([table(head, speed_rows(speed)), where, *speed_remarks(speed)])
 
 
-def side(settings: dict[str, int]) -> str:
-    """The numbers of threads and workers."""
-    threads, workers = settings["threads"], settings.get("workers", 0)
-    text = f"{threads} thread{'s' * (threads > 1)}"
-    return f"{text}, {workers} workers" if workers else text
+def speed_rows(speed: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for network, epoch in measured_networks(speed, "epoch"):
+        kit, usual = (f"{median(epoch[f'{loop}_s']):.1f} s ({side(epoch[loop])})" for loop in ("kit", "usual"))
+        label = f"one epoch of `{network}`, training and test: median of {len(epoch['kit_s'])}"
+        rows.append([label, kit, f"the usual loop: {usual}", f"**{epoch['ratio']:.1f} ×**"])
+    if job := speed.get("job"):
+        count, reached, epochs = len(job["kit_s"]), job["reached"], job["recipe"]["epochs"]
+        first, accuracy = mean(job["usual_first_epoch_s"]), mean(job["usual_first_epoch_accuracies"])
+        label = f"from the start of the process to {TARGET:.2f} %, `{job['network']}`: mean of {count} seeds"
+        kit = f"{mean(job['kit_s']):.1f} s; {reached} of {count} reached it within {epochs} epochs"
+        usual = f"the usual loop's first epoch: {first:.1f} s, at {accuracy:.2f} %"
+        rows.append([label, kit, usual, f"**{job['ratio']:.1f} ×**" if reached == count else "not reached by all"])
+    if start := speed.get("start"):
+        first, imports = median(start["first_step_s"]), median(start["import_torch_s"])
+        label = "from the start of the process to the end of the first training step"
+        rows.append([label, f"{first:.1f} s", f"`import torch`: {imports:.1f} s", f"+{start['above_import_s']:.1f} s"])
+    if limit := speed.get("limit"):
+        step, product = (f"{limit[key] / 1e9:.0f} GFLOP/s" for key in ("step_flop_s", "matmul_flop_s"))
+        label = "useful operations of a training step of `Net`"
+        rows.append([label, step, f"an fp32 matrix product: {product}", f"**{limit['ratio']:.2f}**"])
+    if peers := measured_networks(speed, "peers"):
+        label = f"a training step of {' and '.join(f'`{name}`' for name, _ in peers)}, beside the fastest framework"
+        kit = ", ".join(f"{1000 * figures['step_s'][KIT]:.0f} ms" for _, figures in peers)
+        best = [min((v, name) for name, v in figures["step_s"].items() if name != KIT) for _, figures in peers]
+        others = ", ".join(f"{name} {1000 * value:.0f} ms" for value, name in best)
+        rows.append([label, kit, others, ", ".join(f"**{figures['ratio']:.1f} ×**" for _, figures in peers)])
+    return rows
 
 
-def epoch_rows(epoch: dict[str, Any]) -> list[list[str]]:
-    return [
-        [
-            f"one epoch of `{network}`, training and test: median of {len(figures['kit_s'])}",
-            f"{median(figures['kit_s']):.1f} s ({side(figures['kit'])})",
-            f"the usual loop: {median(figures['usual_s']):.1f} s ({side(figures['usual'])})",
-            f"**{figures['ratio']:.1f} ×**",
-        ]
-        for network, figures in epoch.items()
-        if network in ORDER
-    ]
+def measured_networks(speed: dict[str, Any], part: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, speed[part][name]) for name in ORDER if name in speed.get(part, {})]
 
 
-def job_rows(job: dict[str, Any]) -> list[list[str]]:
-    count = len(job["kit_s"])
-    accuracy = mean(job["usual_first_epoch_accuracies"])
-    return [
-        [
-            f"from the start of the process to {TARGET:.2f} %, `{job['network']}`: mean of {count} seeds",
-            f"{mean(job['kit_s']):.1f} s; {job['reached']} of {count} reached it in {job['recipe']['epochs']} epochs",
-            f"the usual loop's first epoch: {mean(job['usual_first_epoch_s']):.1f} s, at {accuracy:.2f} %",
-            f"**{job['ratio']:.1f} ×**" if job["reached"] == count else "not reached by all",
-        ]
-    ]
+def side(settings: dict[str, Any]) -> str:
+    """The numbers of threads and workers of one side."""
+    threads, workers = settings["threads"], settings["workers"]
+    return f"{threads} thread{'s' * (threads > 1)}" + (f", {workers} workers" if workers else "")
 
 
-def start_rows(start: dict[str, Any]) -> list[list[str]]:
-    return [
-        [
-            "from the start of the process to the end of the first training step",
-            f"{median(start['first_step_s']):.1f} s",
-            f"`import torch`: {median(start['import_torch_s']):.1f} s",
-            f"+{start['above_import_s']:.1f} s",
-        ]
-    ]
-
-
-def limit_rows(limit: dict[str, Any]) -> list[list[str]]:
-    return [
-        [
-            "useful operations per second of a training step of `Net`",
-            f"{limit['step_flop_s'] / 1e9:.0f} GFLOP/s",
-            f"an fp32 matrix product: {limit['matmul_flop_s'] / 1e9:.0f} GFLOP/s",
-            f"**{limit['ratio']:.2f}**",
-        ]
-    ]
-
-
-def peers_rows(peers: dict[str, Any]) -> list[list[str]]:
-    def best(network: str) -> str:
-        others = {name: value for name, value in peers[network]["step_s"].items() if name != "this kit"}
-        name = min(others, key=lambda name: others[name])
-        return f"{name}, {1000 * others[name]:.0f} ms"
-
-    networks = [network for network in ORDER if network in peers]
-    return [
-        [
-            f"a training step of {' and '.join(f'`{name}`' for name in networks)}, beside the fastest other framework",
-            ", ".join(f"{1000 * peers[name]['step_s']['this kit']:.0f} ms" for name in networks),
-            "; ".join(best(name) for name in networks),
-            ", ".join(f"**{peers[name]['ratio']:.1f} ×**" for name in networks),
-        ]
-    ]
-
-
-def threads_text(epoch: dict[str, Any]) -> str:
-    """The median of an epoch for every number of threads and workers."""
-    lines = []
-    for network in (name for name in ORDER if name in epoch):
-        sides = []
-        for loop, title in (("kit", "this kit"), ("usual", "the usual loop")):
-            medians = epoch[network][f"{loop}_medians_s"]
-            sides.append(f"{title} " + ", ".join(f"{value:.1f} s ({name})" for name, value in medians.items()))
-        lines.append(f"An epoch of `{network}` by threads and workers: {'; '.join(sides)}.")
-    return " ".join(lines)
-
-
-def profile_text(profile: dict[str, float]) -> str:
-    top = ", ".join(f"`{name.removeprefix('aten::')}` {100 * share:.0f} %" for name, share in list(profile.items())[:8])
-    return f"Where the time of a training step of `Net` goes: {top}. Only convolutions count as useful operations."
-
-
-def growth_text(growth: dict[str, Any]) -> str:
-    images = ", ".join(f"{value:.1f} s for {int(count):,}" for count, value in growth["images_s"].items())
-    widths = ", ".join(f"{1000 * value:.0f} ms at ×{width}" for width, value in growth["width_step_s"].items())
-    return f"A training epoch grows with the images: {images}; a step with the width of `Net`: {widths}."
-
-
-def job_text(job: dict[str, Any]) -> str:
-    return f"Training to {TARGET:.2f} % took at most {job['peak_mb_above_imports']:.0f} MB above what the imports take."
-
-
-def peers_text(peers: dict[str, Any]) -> str:
-    lines = []
-    for network in (name for name in ORDER if name in peers):
-        steps = ", ".join(f"{name} {1000 * value:.0f}" for name, value in peers[network]["step_s"].items())
-        lines.append(f"Milliseconds for a training step of `{network}`: {steps}.")
-    absent = f" Not installed here: {', '.join(peers['absent'])}." if peers["absent"] else ""
-    versions = ", ".join(f"{name} {version}" for name, version in peers["versions"].items())
-    return " ".join(lines) + f" ({versions}.)" + absent
-
-
-SPEED_ROWS: dict[str, Callable[[dict[str, Any]], list[list[str]]]] = {
-    "epoch": epoch_rows,
-    "job": job_rows,
-    "start": start_rows,
-    "limit": limit_rows,
-    "peers": peers_rows,
-}
-SPEED_TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "epoch": threads_text,
-    "job": job_text,
-    "growth": growth_text,
-    "profile": profile_text,
-    "peers": peers_text,
-}
+def speed_remarks(speed: dict[str, Any]) -> list[str]:
+    remarks = []
+    for network, epoch in measured_networks(speed, "epoch"):
+        kit, usual = (
+            ", ".join(f"{value:.1f} s with {name}" for name, value in epoch[f"{loop}_medians_s"].items())
+            for loop in ("kit", "usual")
+        )
+        remarks.append(f"An epoch of `{network}` takes this kit {kit}; the usual loop {usual}.")
+    if job := speed.get("job"):
+        peak = f"at most {job['peak_mb_above_imports']:.0f} MB above what the imports take"
+        remarks.append(f"Memory, training to {TARGET:.2f} %: {peak}.")
+    if growth := speed.get("growth"):
+        images = ", ".join(f"{value:.1f} s for {int(count):,}" for count, value in growth["images_s"].items())
+        widths = ", ".join(f"{1000 * value:.0f} ms at ×{width}" for width, value in growth["width_step_s"].items())
+        remarks.append(f"A training epoch grows with the images: {images}; a step with the width of `Net`: {widths}.")
+    if profile := speed.get("profile"):
+        shares = list(profile.items())[:8]
+        top = ", ".join(f"`{name.removeprefix('aten::')}` {100 * share:.0f} %" for name, share in shares)
+        remarks.append(f"Where a step of `Net` spends its time: {top}. Only convolutions count as useful operations.")
+    for network, peers in measured_networks(speed, "peers"):
+        steps = ", ".join(f"{name} {1000 * value:.0f}" for name, value in peers["step_s"].items())
+        remarks.append(f"A training step of `{network}`, in milliseconds: {steps}.")
+    if absent := speed.get("peers", {}).get("absent"):
+        remarks.append(f"Not installed, so not measured: {', '.join(absent)}.")
+    return remarks
 
 
 def faults_text() -> str:
@@ -388,4 +339,14 @@ def faults_text() -> str:
         f"resumed from it, the others began anew; {faults['lost_epochs']} finished epochs were lost, "
         f"{faults['unreadable']} checkpoints unreadable; {faults['whole_runs_equal']} of {faults['whole_runs']} "
         "runs that came to their end equal those that nobody killed, to the bit."
+    )
+
+
+def compare_text() -> str:
+    check = read("compare")
+    equal, worse = check["clear"].values()
+    return (
+        f"In {equal} of {check['repetitions']} repetitions it found a clear difference between two equal variants, in "
+        f"{worse} between the recipe and one without augmentation: {check['seeds']} seeds, {check['epochs']} epochs, "
+        f"{check['train_images']:,} training and {check['test_images']:,} validation images."
     )

@@ -1,8 +1,8 @@
 """Write demo.html: draw a digit in the browser and watch a trained network read it, layer by layer.
 
-The page is one file with the weights inside. It opens by double click and needs neither network nor server:
+The page is one file with the weights inside. It opens offline with a double click. From the kit's folder:
 
-    python make_demo.py --checkpoint runs/s7-net-15-epochs-seed-0.pt --output demo.html
+    python -m examples.make_demo --checkpoint runs/s7-net-15-epochs-seed-0.pt --output demo.html
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 import model
 import utils
-from kit.data import ImageData
 from kit.runtime import write_atomically
 
 TEMPLATE = Path(__file__).with_name("demo_template.html")
@@ -34,124 +34,154 @@ def main() -> None:
     parser.add_argument("--output", default="demo.html", help="the page to write (%(default)s)")
     arguments = parser.parse_args()
 
-    network = getattr(model, arguments.network)()
-    state = _load(arguments.checkpoint, network)
-    train, _ = utils.load_mnist()
-    trained_on = state.get("settings", {}).get("training images", "unknown")
-    if trained_on not in ("unknown", str(len(train))):
-        raise SystemExit(
-            f"{arguments.checkpoint} was trained on {trained_on} images, but {len(train)} are here, and the page "
-            "has to normalise as the training did: connect once or set MNIST_ROOT, then run this command again."
-        )
-    page = make_page(network, train).encode()
-    write_atomically(arguments.output, page)
-    print(f"{arguments.output}: {len(page) / 1000:.0f} kB, {arguments.network} inside. Open it by double click.")
-
-
-def _load(checkpoint: str, network: nn.Module) -> dict[str, Any]:
-    """Put the weights in `checkpoint` into `network` and return all that the file holds."""
+    state = _load(arguments.checkpoint)
+    data = state.get("data") or _mnist_statistics()
+    network = getattr(model, arguments.network)(in_channels=len(data["mean"]), num_classes=len(data["classes"]))
     try:
-        state = utils.load_checkpoint(checkpoint)
         network.load_state_dict(state["model"])
+        page = make_page(network, data["classes"], data["mean"], data["std"]).encode()
+    except (KeyError, RuntimeError) as error:
+        raise SystemExit(
+            f"{arguments.checkpoint} does not hold the weights of {arguments.network}: name the network that was "
+            f"trained with --network, or train it again if its layers have changed since. {error}"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise SystemExit(f"{arguments.checkpoint}: {error}") from None
+    write_atomically(arguments.output, page)
+    print(f"{arguments.output}: {len(page) / 1000:.0f} kB, {arguments.network} inside. Open it with a double click.")
+
+
+def _load(checkpoint: str) -> dict[str, Any]:
+    try:
+        return utils.load_checkpoint(checkpoint)
     except FileNotFoundError:
         raise SystemExit(
             f"{checkpoint} is missing: train a network first, by running s7.ipynb from top to bottom, or name "
             "another file with --checkpoint."
         ) from None
-    except (KeyError, RuntimeError) as error:
-        raise SystemExit(
-            f"{checkpoint} does not hold the weights of {type(network).__name__}: name the network that was trained "
-            f"with --network, or train it again if its layers have changed since. {error}"
-        ) from None
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    return state
 
 
-def make_page(network: nn.Module, train: ImageData) -> str:
-    """The whole page: the template with `network` and the statistics of `train`, its training images, inside.
+def _mnist_statistics() -> dict[str, Any]:
+    """What a checkpoint says of its training images, for one that says nothing: MNIST's are taken."""
+    train, _ = utils.load_mnist()
+    print("The checkpoint holds no statistics of its training images; the page normalises as for all of MNIST.")
+    return {"mean": train.mean, "std": train.std, "classes": train.classes}
 
-    Raises TypeError or ValueError for a network that cannot be exported, as `export_layers` does.
+
+def make_page(network: nn.Module, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> str:
+    """Return the page: the template with `network` inside.
+
+    classes, mean, std: the names of the classes and the statistics that the training normalised by, as an ImageData
+        holds them.
+    Raises TypeError or ValueError, naming the layer, for a network that the page cannot run.
     """
+    if len(mean) != 1:
+        raise ValueError(f"the network takes {len(mean)} channels, but what is drawn on the page has 1, grey")
     exported = {
         "name": type(network).__name__,
         "parameters": model.count_parameters(network),
-        "classes": train.classes,
-        "mean": train.mean[0],
-        "std": train.std[0],
+        "classes": list(classes),
+        "mean": mean[0],
+        "std": std[0],
         "layers": export_layers(network),
     }
-    text = json.dumps(exported, separators=(",", ":"), allow_nan=False).replace(
-        "<", "\\u003c"
-    )  # no tag may end the script early
+    # No class name may end the script early.
+    text = json.dumps(exported, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return TEMPLATE.read_text(encoding="utf-8").replace("__NETWORK__", text)
 
 
-def export_layers(network: nn.Module) -> list[dict[str, Any]]:
-    """`network.layers`, an nn.Sequential for images (N, 1, 28, 28), as plain operations for JSON.
+# ---- Layers as plain operations ----
 
-    Each is {"kind": …} and the numbers that it needs: "conv", "scale" (batch normalisation as it is after the
-    training), "silu", "relu", "max" and "average".
-    Raises TypeError for a module that the page does not know, ValueError for an option that it does not know.
+
+def export_layers(network: nn.Module) -> list[dict[str, Any]]:
+    """Return `network.layers`, an nn.Sequential for images (N, 1, 28, 28), as plain operations for JSON.
+
+    Each is {"kind": …} and the numbers that it needs; `operations` in the template runs them. Batch normalisation is
+    exported as it is after the training. Raises TypeError for a module that the page does not know, ValueError for an
+    option that it does not know or a network that does more than its layers.
     """
-    if not isinstance(getattr(network, "layers", None), nn.Sequential):
+    if type(getattr(network, "layers", None)) is not nn.Sequential:
         raise TypeError(f"network is {type(network).__name__}; expected a module with an nn.Sequential named layers")
-    layers = copy.deepcopy(network.layers).cpu().double().eval()  # the network itself stays as it was
-    maps = torch.zeros(1, 1, SIDE, SIDE, dtype=torch.float64)
-    operations = []
-    for name, module in layers.named_modules(remove_duplicate=False):
-        if isinstance(module, (nn.Sequential, nn.Dropout, nn.Dropout2d)):
-            continue  # what a Sequential holds comes next by itself; dropout does nothing after the training
-        if isinstance(module, nn.Flatten) and maps.shape[2:] == (1, 1):
-            continue  # numbers stay the same numbers
-        try:
-            operations.append(_operation(module, maps))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"layers.{name}: {error}") from None
-        with torch.no_grad():
+    twin = copy.deepcopy(network).cpu().double().eval()  # the network itself stays as it was
+    layers: Any = twin.layers
+    images = torch.linspace(0, 1, SIDE * SIDE, dtype=torch.float64, device="cpu").sin().view(1, 1, SIDE, SIDE)
+    maps, exported = images.clone(), []
+    with torch.no_grad():
+        for name, module in layers.named_modules(remove_duplicate=False):
+            if type(module) in (nn.Sequential, nn.Dropout, nn.Dropout2d):
+                continue  # what a Sequential holds comes next by itself; dropout does nothing after the training
+            if type(module) is nn.Flatten and maps.shape[2:] == (1, 1):
+                continue  # numbers stay the same numbers
+            try:
+                exported.append(_operation(module, maps))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"layers.{name}: {error}") from None
             maps = module(maps)
-    return operations
+        logits = twin(images)
+    if maps.numel() != logits.numel() or not torch.allclose(maps.flatten(), logits.flatten()):
+        raise ValueError(f"{type(network).__name__} does more than its layers, one after the other; the page cannot")
+    return exported
 
 
 def _operation(module: nn.Module, maps: Tensor) -> dict[str, Any]:
-    """One module as a plain operation; `maps` (1, C, H, W) are of the shape that reaches it."""
-    if isinstance(module, nn.Conv2d):
-        _check_options(module, dilation=(1, 1), padding_mode="zeros")
-        return {
-            "kind": "conv",
-            "size": _square(module, "kernel_size"),
-            "stride": _square(module, "stride"),
-            "padding": _square(module, "padding"),
-            "groups": module.groups,
-            "bias": [0] * module.out_channels if module.bias is None else _numbers(module.bias),
-            "weight": _numbers(module.weight),  # (outputs, inputs / groups, size, size), flattened
-        }
-    if isinstance(module, nn.BatchNorm2d):
-        _check_options(module, affine=True, track_running_stats=True)
-        factor = module.weight / (module.running_var + module.eps).sqrt()
-        return {
-            "kind": "scale",
-            "factor": _numbers(factor),
-            "shift": _numbers(module.bias - factor * module.running_mean),
-        }
-    if isinstance(module, nn.SiLU):
-        return {"kind": "silu"}
-    if isinstance(module, nn.ReLU):
-        return {"kind": "relu"}
-    if isinstance(module, nn.MaxPool2d):
-        _check_options(module, padding=0, dilation=1, ceil_mode=False)
-        return {"kind": "max", "size": _square(module, "kernel_size"), "stride": _square(module, "stride")}
-    if isinstance(module, nn.AvgPool2d):
-        _check_options(module, padding=0, ceil_mode=False, divisor_override=None)
-        return {"kind": "average", "size": _square(module, "kernel_size"), "stride": _square(module, "stride")}
-    if isinstance(module, nn.AdaptiveAvgPool2d):
-        if module.output_size not in (1, (1, 1)):
-            raise ValueError(f"AdaptiveAvgPool2d has output_size={module.output_size!r}; the page knows 1 alone")
-        return {"kind": "average", "size": maps.shape[-1], "stride": maps.shape[-1]}
-    raise TypeError(
-        f"the page does not know {type(module).__name__}; it knows Conv2d, BatchNorm2d, SiLU, ReLU, MaxPool2d, "
-        "AvgPool2d, AdaptiveAvgPool2d, Dropout and a last Flatten. Teach it more in make_demo.py and its template"
-    )
+    """One module as a plain operation; `maps` (N, C, H, W) have the shape that reaches it."""
+    # The type itself: a subclass may compute something else.
+    export = EXPORTS.get(type(module))
+    if export is None:
+        known = ", ".join(kind.__name__ for kind in (*EXPORTS, nn.Dropout))
+        raise TypeError(
+            f"the page does not know {type(module).__name__}; it knows {known} and a last Flatten. Teach it more with "
+            "an entry in EXPORTS of make_demo.py and one in `operations` of its template"
+        )
+    return export(module, maps)
+
+
+def _convolution(module: Any, maps: Tensor) -> dict[str, Any]:
+    _check_options(module, dilation=(1, 1), padding_mode="zeros")
+    return {
+        "kind": "conv",
+        "size": _square(module, "kernel_size"),
+        "stride": _square(module, "stride"),
+        "padding": _square(module, "padding"),
+        "groups": module.groups,
+        "bias": [0] * module.out_channels if module.bias is None else _numbers(module.bias),
+        "weight": _numbers(module.weight),  # (outputs, inputs / groups, size, size), flattened
+    }
+
+
+def _batch_norm(module: Any, maps: Tensor) -> dict[str, Any]:
+    _check_options(module, affine=True, track_running_stats=True)
+    factor = module.weight / (module.running_var + module.eps).sqrt()
+    return {"kind": "scale", "factor": _numbers(factor), "shift": _numbers(module.bias - factor * module.running_mean)}
+
+
+def _max_pool(module: Any, maps: Tensor) -> dict[str, Any]:
+    _check_options(module, padding=0, dilation=1, ceil_mode=False)
+    return {"kind": "max", "size": _square(module, "kernel_size"), "stride": _square(module, "stride")}
+
+
+def _average_pool(module: Any, maps: Tensor) -> dict[str, Any]:
+    _check_options(module, padding=0, ceil_mode=False, divisor_override=None)
+    return {"kind": "average", "size": _square(module, "kernel_size"), "stride": _square(module, "stride")}
+
+
+def _global_average(module: Any, maps: Tensor) -> dict[str, Any]:
+    if module.output_size not in (1, (1, 1)):
+        raise ValueError(f"AdaptiveAvgPool2d has output_size={module.output_size!r}; the page knows 1 alone")
+    return {"kind": "average", "size": maps.shape[-1], "stride": maps.shape[-1]}
+
+
+EXPORTS: dict[type[nn.Module], Callable[[Any, Tensor], dict[str, Any]]] = {
+    nn.Conv2d: _convolution,
+    nn.BatchNorm2d: _batch_norm,
+    nn.SiLU: lambda module, maps: {"kind": "silu"},
+    nn.ReLU: lambda module, maps: {"kind": "relu"},
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _average_pool,
+    nn.AdaptiveAvgPool2d: _global_average,
+}
 
 
 def _check_options(module: nn.Module, **expected: Any) -> None:

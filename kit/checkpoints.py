@@ -1,45 +1,53 @@
 """Checkpoints: save and load them safely, and resume a training run to the bit.
 
 `fit` saves everything that changes while it trains, and the settings of the run beside it. A checkpoint is resumed
-only by the run that made it.
+only by a run with the same settings.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import difflib
 import functools
 import hashlib
 import io
 import random
+import types
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
-from kit.runtime import device_of, from_first, rank_and_world, write_atomically
+from kit.data import ImageData
+from kit.runtime import device_of, from_all, from_first, interrupt_later, rank_and_world, write_atomically
+from kit.settings import as_plain, differences, incomparable, name_of
 
 _SEAL = b"KITSHA01"  # a checkpoint is torch.save's bytes, this mark and the SHA-256 of those bytes
 
+# ------------------------------------------------------------------------------------------------------- Files
+
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Write `state`, tensors and plain values, to `path`: whole or not at all, sealed with a checksum."""
+    """Write `state`, tensors and plain values, to `path` ("~" is your home): whole or not at all, with a checksum."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, payload + _SEAL + hashlib.sha256(payload).digest())
+    write_atomically(Path(path).expanduser(), payload + _SEAL + hashlib.sha256(payload).digest())
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote to `path`, on the CPU; `["model"]` holds the weights `fit` saved.
+    """Return the state that `save_checkpoint` wrote to `path`, on the CPU; `fit` saves the weights as "model".
 
     Raises FileNotFoundError, or ValueError for a file that is damaged, foreign, or holds anything but tensors
     and plain values: such a file is never unpickled into code.
     """
-    whole = Path(path).read_bytes()
+    whole = Path(path).expanduser().read_bytes()
     payload, seal, digest = whole[:-40], whole[-40:-32], whole[-32:]
     if seal != _SEAL:
         raise ValueError(f"{path} is cut short or is no checkpoint of this kit: it lacks the closing checksum")
@@ -51,6 +59,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} was refused: it holds more than tensors and plain values ({error})") from error
 
 
+# ---------------------------------------------------------------------------------------------- Save and resume
+
+
 class Run(NamedTuple):
     """All that changes while `fit` trains, and so all that a checkpoint must hold."""
 
@@ -58,111 +69,284 @@ class Run(NamedTuple):
     optimizer: Optimizer
     scheduler: Any
     train_batches: Any
+    test_batches: Any
     history: Any
 
 
-def snapshot(run: Run, settings: dict[str, str]) -> dict[str, Any]:
-    return {
-        "settings": settings,
-        "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scheduler": run.scheduler.state_dict() if run.scheduler is not None else None,
-        "generators": _generator_states(run),
-        "history": dataclasses.asdict(run.history),
-    }
+def save_run(run: Run, settings: dict[str, Any], path: str | Path) -> None:
+    """Save the state of `run`, with the random states of all processes; the first process writes the file."""
+    state = _snapshot(run) | {"settings": settings, "data": _statistics_of(run.train_batches)}
+    from_first(lambda: save_checkpoint(path, state))
+    if len(run.history) == 1:  # what cannot be read back must be known before the training goes on
+        from_first(lambda: load_checkpoint(path) and None)
 
 
-def _generator_states(run: Run) -> dict[str, Any]:
-    """The state of every generator that training draws from, as tensors and plain values."""
-    import numpy
-
-    numpy_state: Any = numpy.random.get_state()
-    kind, keys, *rest = numpy_state
-    states = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
-    }
-    if (device := device_of(run.model)).type in ("cuda", "mps"):
-        states["device"] = getattr(torch, device.type).get_rng_state()
-    states |= {name: generator.get_state() for name, generator in _own_generators(run.train_batches).items()}
-    return states
+def use_python_numbers(run: Run) -> None:
+    """Replace NumPy's numbers among the options: a file with them is refused, and float32 is rounded otherwise."""
+    for options in [*run.optimizer.param_groups, *([vars(run.scheduler)] if run.scheduler is not None else [])]:
+        options.update(_without_numpy(options))
 
 
-def _own_generators(batches: Any) -> dict[str, torch.Generator]:
-    """The generators that `Batches` or a DataLoader and its sampler draw from, where they have their own."""
-    owners = {"batches": batches, "sampler": getattr(batches, "sampler", None)}
-    generators = {name: getattr(owner, "generator", None) for name, owner in owners.items()}
-    return {name: generator for name, generator in generators.items() if isinstance(generator, torch.Generator)}
+def resume(run: Run, settings: dict[str, Any], path: str | Path, verbose: bool) -> None:
+    """Bring `run` to the state saved in `path`, if there is one: either all of it, or nothing changes.
 
-
-def resume(run: Run, settings: dict[str, str], path: str | Path, verbose: bool) -> None:
-    """Bring `run` to the state saved in `path`, once it is sure that the very same run saved it."""
-    import numpy
-
-    state = from_first(load_checkpoint(path) if rank_and_world()[0] == 0 else None)
-    if differences := _differences(state.get("settings", {}), settings):
-        raise ValueError(
-            f"{path} belongs to another run; give checkpoint another name, or delete the file to start afresh. "
-            f"What differs (- in the file, + now):\n" + "\n".join(differences)
+    A random state whose generator is unavailable, such as that of a GPU in a run on the CPU, is left out, and a
+    warning says so. Raises ValueError for a checkpoint of another run, or one that does not fit.
+    """
+    state = from_first(lambda: _load_for(settings, path))
+    if state is None:
+        return
+    before, problem = copy.deepcopy(_snapshot(run)), None
+    with interrupt_later():
+        try:
+            missing = _restore(run, state)
+        except Exception as error:
+            problem = error
+        if any(from_all(problem is not None)):
+            _restore(run, before)
+            raise ValueError(f"{path} does not fit this run, which is unchanged: {problem}") from problem
+    if missing and rank_and_world()[0] == 0:
+        warnings.warn(
+            f"{path}: the run goes on with other random numbers than without the stop, for these random states are "
+            f"in the file or in this process, but not in both: {', '.join(missing)}",
+            stacklevel=3,
         )
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    if run.scheduler is not None:
-        run.scheduler.load_state_dict(state["scheduler"])
-    generators = state["generators"]
-    torch.set_rng_state(generators["torch"])
-    random.setstate(generators["python"])
-    numpy.random.set_state(generators["numpy"])
-    if "device" in generators:
-        getattr(torch, device_of(run.model).type).set_rng_state(generators["device"])
-    for name, generator in _own_generators(run.train_batches).items():
-        generator.set_state(generators[name])
-    for name, values in state["history"].items():
-        getattr(run.history, name)[:] = values
     if verbose:
         print(f"{path} holds {len(run.history)} finished epochs of this run: going on from there.", flush=True)
 
 
-def describe_run(run: Run, epochs: int, scheduler_step: str, criterion: Any) -> dict[str, str]:
-    """What must be equal for a checkpoint to fit, as text: nothing in it changes while training goes on."""
-    moving = {"last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i"}
-    steps = run.scheduler.state_dict() if run.scheduler is not None else {}
-    steps = {key: value for key, value in steps.items() if key not in moving and not key.startswith("_")}
-    batches = run.train_batches
-    data = getattr(batches, "data", None) or getattr(batches, "dataset", None)
+def _load_for(settings: dict[str, Any], path: str | Path) -> dict[str, Any] | None:
+    """The state in `path`, if a run with these settings saved it; None without a file."""
+    if not Path(path).expanduser().exists():
+        return None
+    state = load_checkpoint(path)
+    if lines := differences(state.get("settings", {}), settings):
+        raise ValueError(
+            f"{path} belongs to another run; give checkpoint another name, or delete the file to start afresh. "
+            "What differs:\n  " + "\n  ".join(lines)
+        )
+    return state
+
+
+def _snapshot(run: Run) -> dict[str, Any]:
+    """The state of `run`, as tensors and plain values; the tensors are the live ones."""
+    state = {
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scheduler": run.scheduler.state_dict() if run.scheduler is not None else None,
+        "history": dataclasses.asdict(run.history),
+    }
+    return {key: _without_numpy(item) for key, item in state.items()} | {"generators": from_all(_random_states(run))}
+
+
+def _restore(run: Run, state: dict[str, Any]) -> list[str]:
+    """Bring `run` to `state`; return the names of random states that are in one of them only."""
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    if run.scheduler is not None:
+        run.scheduler.load_state_dict(state["scheduler"])
+    for field in dataclasses.fields(run.history):
+        getattr(run.history, field.name)[:] = state["history"][field.name]
+    states, generators = state["generators"][rank_and_world()[0]], _generators_of(run)
+    for name in states.keys() & generators.keys():
+        _set_state(generators[name], states[name])
+    return sorted(states.keys() ^ generators.keys())
+
+
+def _without_numpy(state: Any) -> Any:
+    """`state` with Python's numbers in place of NumPy's."""
+    if isinstance(state, numpy.generic):
+        return state.item()
+    if type(state) in (list, tuple):
+        return type(state)(map(_without_numpy, state))
+    return {key: _without_numpy(item) for key, item in state.items()} if type(state) is dict else state
+
+
+def _statistics_of(batches: Any) -> dict[str, Any] | None:
+    """What a program that uses the network needs to know of the training images."""
+    data = getattr(batches, "data", None)
+    if not isinstance(data, ImageData):
+        return None
+    return {"images": len(data), "mean": list(data.mean), "std": list(data.std), "classes": list(data.classes)}
+
+
+# ------------------------------------------------------------------------------------------------ Random states
+
+
+def _random_states(run: Run) -> dict[str, Any]:
+    return {name: _state_of(generator) for name, generator in _generators_of(run).items()}
+
+
+def _generators_of(run: Run) -> dict[str, Any]:
+    """Every random generator that training draws from, by name, with its device unless that is the CPU."""
+    device = device_of(run.model)
+    generators = {"torch": torch.default_generator, "python": random, "numpy": numpy.random}
+    if device.type in ("cuda", "mps"):
+        generators[device.type] = device
+    for name, batches in (("train_batches", run.train_batches), ("test_batches", run.test_batches)):
+        for path, generator in _generators_in(batches, name, set()):
+            kind = generator.device.type if isinstance(generator, torch.Generator) else "cpu"
+            generators[path if kind == "cpu" else f"{path} on {kind}"] = generator
+    return generators
+
+
+def _generators_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """The random generators in `value`, its attributes and their parts, each with the path that leads to it."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    parts: dict[Any, Any] = {}
+    if isinstance(value, torch.Generator | numpy.random.Generator | numpy.random.RandomState | random.Random):
+        yield path, value
+    elif isinstance(value, types.FunctionType):
+        parts = dict(enumerate(cell.cell_contents for cell in value.__closure__ or ()))
+    elif isinstance(value, functools.partial):
+        parts = {"func": value.func, "args": value.args, **value.keywords}
+    elif isinstance(value, list | tuple | dict):  # long ones are data
+        parts = dict(value.items() if isinstance(value, dict) else enumerate(value)) if len(value) <= 100 else {}
+    elif not isinstance(value, type | types.ModuleType | Tensor):
+        parts = {key: item for key, item in getattr(value, "__dict__", {}).items() if key != "_iterator"}
+    for key, part in parts.items():
+        yield from _generators_in(part, f"{path}.{key}", seen)
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, torch.device):
+        return _on_device(generator, "get_rng_state")
+    if isinstance(generator, numpy.random.Generator):
+        return _lists(generator.bit_generator.state)
+    if isinstance(generator, random.Random) or generator is random:
+        return generator.getstate()
+    return _lists(generator.get_state())
+
+
+def _lists(state: Any) -> Any:
+    """`state` with lists in place of NumPy's arrays, which a checkpoint could not be read with."""
+    if isinstance(state, dict):
+        return {key: _lists(item) for key, item in state.items()}
+    if isinstance(state, tuple):
+        return tuple(map(_lists, state))
+    return state.tolist() if isinstance(state, numpy.ndarray) else state
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.device):
+        _on_device(generator, "set_rng_state", state)
+    elif isinstance(generator, numpy.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random) or generator is random:
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
+def _on_device(device: torch.device, function: str, *state: Tensor) -> Any:
+    """Call a function of torch.cuda or torch.mps, which has one GPU only."""
+    return getattr(getattr(torch, device.type), function)(*state, *([device] if device.type == "cuda" else []))
+
+
+# ----------------------------------------------------------------------------------------------------- Settings
+
+# What torch's schedulers change while they step.
+_MOVING = {"last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i"}
+_MOVING |= {"_last_lr", "_step_count", "_is_initial", "_get_lr_called_within_step"}
+
+
+def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
+    """Return the settings of `run` and further `settings` as plain data: what does not change during training.
+
+    A warning names what cannot be compared. Raises ValueError for batches whose random states cannot be saved.
+    """
+    for name, batches in (("train_batches", run.train_batches), ("test_batches", run.test_batches)):
+        if getattr(batches, "persistent_workers", False):
+            raise ValueError(
+                f"{name} keep their workers from epoch to epoch, and what these have drawn cannot be saved; give the "
+                "DataLoader persistent_workers=False, or leave checkpoint out"
+            )
+    known = (run.model, run.optimizer)
+    described = {
+        "model": _plain_model(run.model),
+        "optimizer": _plain_optimizer(run),
+        "scheduler": _plain_scheduler(run.scheduler, run.optimizer),
+        "train_batches": _plain_batches(run.train_batches),
+        "test_batches": _plain_batches(run.test_batches),
+        "processes": rank_and_world()[1],
+        **{name: as_plain(value, known) for name, value in settings.items()},
+    }
+    if (unknown := incomparable(described)) and rank_and_world()[0] == 0:
+        warnings.warn(
+            "checkpoint: whether these are still the same when the run is resumed cannot be checked, so keep them "
+            f"the same: {', '.join(unknown)}",
+            stacklevel=3,
+        )
+    return described
+
+
+def _plain_model(model: nn.Module) -> dict[str, Any]:
+    """Its modules with their plain attributes, its parameters' shapes, and what the user has frozen."""
+    modules, plain = {}, bool | int | float | str | list | tuple | dict | types.FunctionType | None
+    for name, module in model.named_modules():
+        attributes = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        attributes = {key: value for key, value in attributes.items() if isinstance(value, plain)}
+        attributes["training"] = module.training or not model.training  # a frozen module says False
+        modules[name or "all"] = {"class": name_of(type(module))} | as_plain(attributes, tuple(model.modules()))
     return {
-        "network": repr(run.model),
-        "parameters": "\n".join(f"{name} {tuple(p.shape)}" for name, p in run.model.state_dict().items()),
-        "training images": str(len(data)) if data is not None else "unknown",
-        "batches": str(len(batches)) if hasattr(batches, "__len__") else "unknown",
-        "batch size": str(getattr(batches, "batch_size", "unknown")),
-        "seed of the batches": str(getattr(batches, "seed", "unknown")),
-        "augmentation": repr(getattr(batches, "augment", None)),
-        "augmented epochs": str(getattr(batches, "augment_epochs", None)),
-        "epochs": str(epochs),
-        "optimizer": f"{type(run.optimizer).__name__} {run.optimizer.defaults}",
-        "scheduler": f"{type(run.scheduler).__name__} {steps}, stepped per {scheduler_step}",
-        "criterion": _name(criterion),
+        "modules": modules,
+        "parameters": {
+            name: f"{tensor.dtype} {tuple(tensor.shape)}{'' if tensor.requires_grad else ' frozen'}"
+            for name, tensor in model.named_parameters()
+        },
     }
 
 
-def _name(criterion: Any) -> str:
-    """A name without addresses in memory, which differ from run to run."""
-    if isinstance(criterion, functools.partial):
-        return f"{_name(criterion.func)} {criterion.keywords}"
-    return (
-        repr(criterion)
-        if isinstance(criterion, nn.Module)
-        else getattr(criterion, "__qualname__", type(criterion).__name__)
-    )
+def _plain_optimizer(run: Run) -> dict[str, Any]:
+    names = {id(tensor): name for name, tensor in run.model.named_parameters()}
+    groups = []
+    for group in run.optimizer.param_groups:
+        # A scheduler moves lr, whose start is initial_lr; one that moves the momentum too leaves max_momentum.
+        moving = {"params", *(["lr"] if "initial_lr" in group else [])}
+        moving |= {"momentum", "betas"} if "max_momentum" in group else set()
+        options = as_plain({key: value for key, value in group.items() if key not in moving})
+        groups.append(options | {"params": [names.get(id(tensor), "not in model") for tensor in group["params"]]})
+    return {"class": name_of(type(run.optimizer)), "groups": groups}
 
 
-def _differences(saved: dict[str, str], now: dict[str, str]) -> list[str]:
-    lines = []
-    for key in now:
-        if saved.get(key) != now[key]:
-            old, new = str(saved.get(key)).splitlines(), now[key].splitlines()
-            changed = [line for line in difflib.ndiff(old, new) if line[0] in "-+"]
-            lines += [f"{key}:", *(f"  {line}" for line in changed)]
-    return lines
+def _plain_scheduler(scheduler: Any, optimizer: Optimizer) -> dict[str, Any] | None:
+    if scheduler is None:
+        return None
+    constant = {key: value for key, value in vars(scheduler).items() if key not in {*_MOVING, "optimizer"}}
+    nested = [_plain_scheduler(part, optimizer) for part in constant.pop("_schedulers", [])]
+    described = {"class": name_of(type(scheduler))} | as_plain(constant, (scheduler, optimizer))
+    return described | ({"schedulers": nested} if nested else {})
+
+
+def _plain_batches(batches: Any) -> Any:
+    if not isinstance(batches, DataLoader):
+        if isinstance(batches, list | tuple) or not hasattr(batches, "__dict__"):
+            return as_plain(batches)
+        public = {key: value for key, value in vars(batches).items() if not key.startswith("_")}
+        return _plain_parts(batches, public | {"data": _plain_data(getattr(batches, "data", None))})
+    dataset = batches.dataset
+    options = ("batch_size", "drop_last", "num_workers", "collate_fn", "worker_init_fn", "generator")
+    described = {"class": name_of(type(batches)), "dataset": _plain_data(dataset)}
+    described |= {name: as_plain(getattr(batches, name), (dataset,)) for name in options}
+    for name in ("sampler", "batch_sampler"):
+        sampler = getattr(batches, name)
+        known = (dataset, batches.sampler)  # a batch sampler may hold the sampler
+        described[name] = _plain_parts(sampler, getattr(sampler, "__dict__", {}), *known)
+    return described
+
+
+def _plain_parts(owner: Any, attributes: dict[str, Any], *known: Any) -> dict[str, Any]:
+    """The class and attributes of what yields batches or indices, without its position and place."""
+    constant = {key: value for key, value in attributes.items() if key not in ("epoch", "device")}
+    if not hasattr(owner, "__dict__"):
+        return as_plain(owner)
+    return {"class": name_of(type(owner))} | as_plain(constant, (owner, *known))
+
+
+def _plain_data(data: Any) -> Any:
+    """A fingerprint of a data set: of an `ImageData` its tensors and statistics, of any other all its attributes."""
+    if isinstance(data, ImageData):
+        data = {name: getattr(data, name) for name in ("images", "labels", "classes", "mean", "std")}
+    return as_plain(data)

@@ -1,6 +1,6 @@
 """Any data set as two tensors: images and labels in memory, with class names and statistics.
 
-`as_tensors` makes an `ImageData` of any map-style data set; `split` sets validation images aside, class by class.
+`as_tensors` converts any map-style data set to `ImageData`; `split` sets validation images aside, class by class.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from torch import Tensor
 class ImageData:
     """Images and labels in memory, with class names and the statistics to normalise by.
 
-    images: (N, C, H, W) uint8, or float32 for data that is float already.
+    images: (N, C, H, W) uint8 from 0 to 255, or float32.
     labels: (N,) int64, each from 0 to len(classes) - 1.
-    classes: empty gives "0", "1", ... up to the largest label.
-    mean, std: one value per channel of images scaled to 0..1; empty computes them from these images. A test
-    set carries the statistics of its TRAINING images, never its own.
+    classes: the name of each class; if empty, "0", "1", ... up to the largest label.
+    source: where the images come from, for messages and titles.
+    mean, std: one value per channel, of uint8 images scaled to 0..1 and of float images as they are; if empty, they
+    are computed from these images. A test set carries the statistics of its TRAINING images, never its own.
     Raises TypeError for a wrong dtype, ValueError for wrong dimensions, lengths, labels or non-finite values.
     """
 
@@ -55,7 +56,7 @@ class ImageData:
         return len(self.images)
 
     def __getitem__(self, indices: Any) -> ImageData:
-        """The subset at `indices` (int, slice, list or tensor of indices, or mask); statistics stay."""
+        """Return the subset at `indices` (int, slice, list or tensor of indices, or mask), with the same statistics."""
         if not isinstance(indices, slice):
             indices = torch.as_tensor(indices, device=self.labels.device)
             indices = indices.long() if indices.numel() == 0 else torch.atleast_1d(indices)
@@ -131,17 +132,17 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _byte_sums(images: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of the values and of their squares per channel (C,), from a histogram: no float copy of all pixels."""
     channels = range(images.shape[1])
-    counts = torch.zeros(len(channels), 256, dtype=torch.int64)
+    counts = torch.zeros(len(channels), 256, dtype=torch.int64, device="cpu")
     for _, chunk in _chunks(images):
         for channel in channels:
             counts[channel] += torch.bincount(chunk[:, channel].flatten(), minlength=256).cpu()
-    values = torch.arange(256)
+    values = torch.arange(256, device="cpu")
     return (counts * values).sum(1).double(), (counts * values * values).sum(1).double()
 
 
 def _float_sums(images: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of the values and of their squares per channel (C,), in float64, by chunks."""
-    total = squares = torch.zeros(images.shape[1], dtype=torch.float64)
+    total = squares = torch.zeros(images.shape[1], dtype=torch.float64, device="cpu")
     for _, chunk in _chunks(images):
         values = chunk.to("cpu", torch.float64).transpose(0, 1).flatten(1)  # (C, n*H*W)
         total = total + values.sum(1)
@@ -150,13 +151,13 @@ def _float_sums(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_tensors(dataset: Any, *, statistics_of: ImageData | None = None, source: str = "tensors") -> ImageData:
-    """Any map-style data set of (image, label) as ImageData; an ImageData is returned as it is.
+    """Convert a map-style data set of (image, label) pairs to ImageData; return an ImageData as it is.
 
     Images may be PIL images, arrays (H, W) or (H, W, C), or tensors (H, W) or (C, H, W), all of one size.
-    uint8 stays uint8 and floats become float32. PIL palettes become colour, transparency is laid over white.
-    Labels are whole numbers. Class names come from `dataset.classes` where present. `statistics_of=train`
-    makes a test set carry the class names and the statistics of its training set.
-    Raises ValueError or TypeError that names the index of the first image or label that does not fit.
+    uint8 stays uint8, floats become float32, PIL palettes become RGB, and transparent pixels are laid over white.
+    Labels are whole numbers from 0. Class names come from `dataset.classes` if it has them. With
+    `statistics_of=train` a test set carries the class names and the statistics of its training set.
+    Raises ValueError or TypeError, naming the index of the first image or label that does not fit.
     """
     if isinstance(dataset, ImageData):
         data = dataset
@@ -201,7 +202,7 @@ def _stack(dataset: Any) -> tuple[Tensor, Tensor]:
         )
     if len(dataset) == 0:
         raise ValueError("dataset: it is empty, expected at least one (image, label) pair; check its folder or filter")
-    labels = torch.empty(len(dataset), dtype=torch.int64)
+    labels = torch.empty(len(dataset), dtype=torch.int64, device="cpu")
     images = None
     for index in range(len(dataset)):
         pair = dataset[index]
@@ -214,7 +215,7 @@ def _stack(dataset: Any) -> tuple[Tensor, Tensor]:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"dataset[{index}]: {error}") from None
         if images is None:
-            images = torch.empty((len(dataset), *tensor.shape), dtype=tensor.dtype)
+            images = torch.empty((len(dataset), *tensor.shape), dtype=tensor.dtype, device="cpu")
         if tensor.shape != images.shape[1:] or tensor.dtype != images.dtype:
             raise ValueError(
                 f"dataset[{index}]: image (C, H, W) is {tuple(tensor.shape)} {tensor.dtype}, expected "
@@ -280,10 +281,10 @@ def _pil_array(image: Any) -> np.ndarray:
 
 
 def split(data: ImageData, validation: int, *, seed: int = 0) -> tuple[ImageData, ImageData]:
-    """(train, validation): exactly `validation` images set aside, of every class its share, drawn by `seed`.
+    """Split `data` into (train, validation): exactly `validation` images set aside, the same share of every class.
 
-    Both parts keep the order of `data` and carry the statistics of the train part alone.
-    Raises ValueError unless `validation` is a whole number from 1 to len(data) - 1.
+    `seed` decides which images are drawn. Both parts keep the order of `data` and carry the statistics of the train
+    part alone. Raises ValueError unless `validation` is a whole number from 1 to len(data) - 1.
     """
     if isinstance(validation, bool) or not isinstance(validation, (int, np.integer)):
         raise ValueError(
@@ -301,13 +302,29 @@ def split(data: ImageData, validation: int, *, seed: int = 0) -> tuple[ImageData
     shares = counts * int(validation) // len(data)
     remainders = counts * int(validation) % len(data)
     shares[remainders.argsort(descending=True, stable=True)[: int(validation) - int(shares.sum())]] += 1
-    generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(data), dtype=torch.bool)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    held_out = torch.zeros(len(data), dtype=torch.bool, device="cpu")
     for label, share in enumerate(shares.tolist()):
         members = (labels == label).nonzero().squeeze(1)
-        held_out[members[torch.randperm(len(members), generator=generator)[:share]]] = True
+        held_out[members[torch.randperm(len(members), generator=generator, device="cpu")[:share]]] = True
     held_out = held_out.to(data.labels.device)
     train = replace(data, images=data.images[~held_out], labels=data.labels[~held_out], mean=(), std=())
     return train, replace(
         train, images=data.images[held_out], labels=data.labels[held_out], mean=train.mean, std=train.std
     )
+
+
+def statistics_on(device: torch.device, data: ImageData) -> tuple[Tensor, Tensor]:
+    """Return the mean and std of `data` on `device`, (C, 1, 1) each."""
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (data.mean, data.std))
+    return mean, std
+
+
+def to_floats(images: Tensor) -> Tensor:
+    """Return uint8 images as floats from 0 to 1, and floats as float32 of the same values."""
+    return images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images.float()
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return (images - mean) / std, a new tensor: `images` may be a view, or belong to someone else."""
+    return images.sub(mean).div_(std)

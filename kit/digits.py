@@ -1,4 +1,4 @@
-"""Your own handwriting: a photo, scan or drawing of one digit becomes an image like MNIST's."""
+"""Your own handwriting: convert a photo, scan or drawing of one digit to an image like MNIST's."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WORK, COARSE = 256, 32  # px on the longer side: what a digit is worked out on, 
 
 
 def prepare_digit(image: Any) -> Tensor:
-    """Turn a picture of one handwritten digit into a (1, 28, 28) uint8 image like MNIST's, bright ink on black.
+    """Convert a picture of one handwritten digit to a (1, 28, 28) uint8 image like MNIST's, bright ink on black.
 
-    `image` is a path, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4), or a tensor (H, W) or (C, H, W), in
-    uint8, uint16, bool, or float 0..1; dark on light or light on dark, any size, off-centre, unevenly lit.
-    Size and place as in LeCun et al. (1998). Raises ValueError where there is no clear ink, TypeError or ValueError
-    for what is no picture.
+    `image` is a path, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4), or a tensor (H, W) or (C, H, W), of
+    uint8, uint16, bool or float from 0 to 1. The digit may be dark on light or light on dark, of any size, off-centre
+    and unevenly lit. It is scaled and centred as in LeCun et al. (1998). Raises ValueError if there is no clear ink,
+    TypeError or ValueError for anything that is not a picture of at least 4 x 4 pixels.
     """
     grey = _to_grey(image)
     if _is_dark_on_light(_shrink(grey, WORK)):
@@ -77,10 +77,13 @@ def _background(grey: np.ndarray) -> np.ndarray:
 
 
 def _quadratic(image: np.ndarray) -> np.ndarray:
-    """The least-squares surface of second degree: its terms are orthogonal on a full grid, so no system to solve."""
-    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in image.shape), indexing="ij")
+    """Fit a surface of second degree by least squares: its terms are orthogonal on a full grid, so no system to solve.
+
+    On one or two rows or columns some terms are zero everywhere, and drop out.
+    """
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in image.shape), indexing="ij")
     terms = (y**0, y, x, y * x, y**2 - (y**2).mean(), x**2 - (x**2).mean())
-    return sum(term * (term * image).sum() / (term * term).sum() for term in terms)
+    return sum(term * (term * image).sum() / max((term * term).sum(), 1e-9) for term in terms)
 
 
 def _otsu(values: np.ndarray) -> float:
@@ -172,6 +175,8 @@ def _to_grey(image: Any) -> np.ndarray:
                 return _to_grey(ImageOps.exif_transpose(opened))
         except UnidentifiedImageError:
             raise ValueError(f"image {str(image)!r} is no picture that Pillow reads; save it as PNG or JPEG") from None
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"image {str(image)!r} is too large: {error}; scale it down first") from None
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16-bit grey

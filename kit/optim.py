@@ -2,59 +2,82 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from kit.settings import real_number, whole_number
 
 
 class Muon(Optimizer):
-    """Momentum whose every step is orthogonalised (Muon: Jordan et al., 2024), so that no direction lags behind.
+    """Momentum whose steps are orthogonalised (Muon; Jordan et al., 2024).
 
-    A weight of a convolution or linear layer is taken as a matrix (out, rest), a vector as a matrix of one row.
-    A step of learning rate 1 has about the root mean square 0.2, whatever the shape (Liu et al., 2025), as Adam's
-    steps have; `weight_decay` is decoupled and acts on matrices alone.
+    The weight of a convolutional or linear layer is treated as a matrix (out, rest), a vector as a matrix of one row.
+    With lr=1 the elements of a step have a root mean square of about 0.2, whatever the shape (Liu et al., 2025), as
+    Adam's steps do. `weight_decay` is decoupled, as in AdamW, and applies to matrices only.
+
+    Raises ValueError for an option out of range and for `maximize`, RuntimeError for sparse gradients.
     """
 
-    def __init__(self, params: Any, lr: float, *, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
-        if not lr >= 0 or not 0 <= momentum < 1 or not weight_decay >= 0:
-            raise ValueError(
-                f"lr, momentum and weight_decay are {lr}, {momentum} and {weight_decay}; "
-                "expected numbers of at least 0, momentum below 1"
-            )
+    def __init__(self, params: Any, lr: float | Tensor, *, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, which may have an lr, momentum and weight_decay of its own."""
+        options = self.defaults | param_group
+        for name, limit in {"lr": math.inf, "momentum": 1, "weight_decay": math.inf}.items():
+            value = options[name]
+            if (isinstance(value, Tensor) and value.numel() != 1) or not 0 <= value < limit:
+                below = "" if limit == math.inf else f" and below {limit}"
+                raise ValueError(f"{name} is {value!r}; expected a finite number of at least 0{below}")
+        if options.get("maximize"):
+            raise ValueError("maximize is True, but Muon only minimises; negate the loss instead")
+        super().add_param_group(param_group)
+
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take one step from the gradients that are there."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step along the gradients; return the loss of `closure`, which is called first if given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
                 continue
+            gradients = [weight.grad for weight in weights]
+            if any(gradient.is_sparse for gradient in gradients):
+                raise RuntimeError("Muon does not support sparse gradients; use nn.Embedding(..., sparse=False)")
             for weight in weights:
                 if not self.state[weight]:
                     self.state[weight]["momentum"] = torch.zeros_like(weight)
-            gradients = [weight.grad for weight in weights]
             momenta = [self.state[weight]["momentum"] for weight in weights]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            directions = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
+            directions = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look-ahead
+            lr = float(group["lr"])  # torch allows a tensor, too
             matrices = [weight for weight in weights if weight.ndim > 1]
             if group["weight_decay"] and matrices:
-                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(weights, _orthogonalised(list(directions)), alpha=-group["lr"])
+                torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(weights, _orthogonalised(list(directions)), alpha=-lr)
+        return loss
 
 
 def _orthogonalised(tensors: list[Tensor]) -> list[Tensor]:
-    """The same singular vectors, but singular values near 1, times a scale that makes the root mean square 0.2.
+    """Bring all singular values near 1, keep the singular vectors, and scale to a root mean square of 0.2.
 
-    Newton-Schulz in five steps. Tensors of one shape go through it together: they are small, and many.
+    This takes five Newton-Schulz iterations. Tensors of one shape are stacked: they are small, and there are many.
     """
+    alike: dict[Any, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        alike.setdefault((tensor.shape, tensor.dtype, tensor.device), []).append(place)
     results = list(tensors)
-    for shape in {tensor.shape for tensor in tensors}:
-        places = [place for place, tensor in enumerate(tensors) if tensor.shape == shape]
+    for (shape, _, _), places in alike.items():
         rows = shape[0] if len(shape) > 1 else 1
         matrices = torch.stack([tensors[place] for place in places]).reshape(len(places), rows, -1)
         matrices = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -71,14 +94,24 @@ def _orthogonalised(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def linear_schedule(optimizer: Optimizer, steps: int, warmup: float = 0.2) -> LRScheduler:
-    """Let the learning rate rise in a line over the share `warmup` of all `steps`, then fall in a line to zero.
+    """Raise the learning rate linearly over the share `warmup` of all `steps`, then lower it linearly to zero.
 
-    Step it after every batch.
+    Call the scheduler's step() after every batch. Raises ValueError for bad arguments.
     """
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps is {steps!r}; expected a whole number of at least 1: epochs times batches per epoch")
-    if not 0 <= warmup <= 1:
-        raise ValueError(f"warmup is {warmup!r}; expected a share of the steps, from 0 to 1")
-    rising = max(1, round(warmup * steps))
-    falling = max(1, steps - rising)
-    return LambdaLR(optimizer, lambda step: min((step + 1) / rising, max(0.0, (steps - step) / falling)))
+    total = whole_number("steps", steps, 1)
+    rising = max(1, round(real_number("warmup", warmup, 1) * total))
+    falling = max(1, total - rising)
+    return LambdaLR(optimizer, lambda step: min((step + 1) / rising, max(0.0, (total - step) / falling)))
+
+
+def what_steps(optimizer: Optimizer, scheduler: Any, scheduler_step: str) -> str:
+    """Return what `fit` steps `scheduler` after: "batch", "epoch" or "test loss"; ValueError if it cannot."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer is {type(optimizer).__name__}, whose step needs a closure that fit does not have; "
+            "take another one, or write the loop yourself"
+        )
+    if scheduler_step not in ("batch", "epoch"):
+        raise ValueError(f"scheduler_step is {scheduler_step!r}; expected 'batch' or 'epoch'")
+    return "test loss" if isinstance(scheduler, ReduceLROnPlateau) else scheduler_step

@@ -1,8 +1,8 @@
-"""Figures that show what a network sees, what it learns and what it gets wrong.
+"""Plots of what a network sees, what it learns and what it gets wrong.
 
-Every function returns a matplotlib Figure and shows nothing by itself: in a notebook it appears as the
-last expression of a cell, in a script `figure.savefig("name.png")` keeps it. Nothing is registered with
-pyplot, no backend is chosen, no setting of yours is changed. White faces read alike in light and dark themes.
+Every function returns a matplotlib Figure. A notebook shows it if it is the last expression of a cell; a script saves
+it with `figure.savefig("name.png")`. pyplot is not used, and your backend and settings stay as they are. The
+background is white, so that figures are legible in light and dark themes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
+
+from kit.runtime import device_of, eval_mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +38,7 @@ SIZED = (
 COLOURED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 STYLE = dict.fromkeys(SIZED, 10) | dict.fromkeys(COLOURED, INK)
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
+STYLE |= {"text.parse_math": False}  # a class may be called "$5 to $10"
 STYLE |= {"grid.color": PALE, "axes.axisbelow": True, "legend.frameon": False, "lines.markersize": 4}
 
 
@@ -43,7 +46,7 @@ STYLE |= {"grid.color": PALE, "axes.axisbelow": True, "legend.frameon": False, "
 
 
 def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in the kit's style whatever the caller's, and let IPython show the Figure without pyplot."""
+    """Make `draw` use the kit's style, not the caller's, and let IPython show its Figure without pyplot."""
 
     @functools.wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -66,7 +69,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _panels(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A Figure of that size in inches, and its axes: one, or `columns` side by side."""
+    """Return a Figure of that size in inches, and its axes: one, or `columns` side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), dpi=100, layout="constrained")
@@ -82,7 +85,7 @@ def _grid(
     side: float = 0.84,  # inches: three pixels for each of a 28-pixel image
     **options: Any,
 ) -> Figure:
-    """Tiles (H, W[, 3]) row by row, None left blank; captions above the first tiles, names left of rows."""
+    """Draw tiles (H, W[, 3]) row by row, None as a blank; captions above the first tiles, names left of rows."""
     columns = min(columns, len(tiles))
     rows, captioned = math.ceil(len(tiles) / columns), math.ceil(len(captions) / columns)
     head = 0.1 + 0.17 * max((caption.count("\n") + 1 for caption in captions), default=0)
@@ -114,7 +117,7 @@ def _widest(texts: Sequence[str]) -> int:
 
 
 def _round_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, … between the bounds, for a logarithmic axis."""
+    """Return 1, 2, 5, 10, … between the bounds, for a logarithmic axis."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
     return [tick for tick in ticks if low <= tick <= high]
@@ -154,11 +157,11 @@ def _pixels(images: Tensor) -> Tensor:
 
 def _indices(values: Indices, name: str, size: int, classes: int | None = None) -> Tensor:
     """Class indices, checked: int64 (size,) on the CPU."""
-    tensor = torch.as_tensor(values).detach().cpu()
+    tensor = torch.as_tensor(values, device="cpu").detach()
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} is {tensor.dtype}, expected whole class indices: take probabilities.argmax(1)")
     if tuple(tensor.shape) != (size,):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({size},): one class index an image")
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({size},): one class index per image")
     top = math.inf if classes is None else classes - 1
     if size and (tensor.min() < 0 or tensor.max() > top):
         raise ValueError(f"{name} runs from {tensor.min()} to {tensor.max()}, expected 0 to {top}: check classes")
@@ -184,18 +187,14 @@ def _trace(model: nn.Module, inputs: Tensor, wanted: dict[str, nn.Module]) -> li
         kept = output.detach().float().cpu().clone() if isinstance(output, Tensor) else None
         calls.append((name, module, size, kept))
 
-    modes = [(module, module.training) for module in model.modules()]  # one by one: some may be frozen
-    example = next(model.parameters(), torch.zeros(()))
+    dtype = next((weight.dtype for weight in model.parameters()), torch.float32)
     hooks = [module.register_forward_hook(functools.partial(remember, name)) for name, module in wanted.items()]
     try:
-        model.eval()
-        with torch.no_grad():
-            model(inputs.to(example.device, example.dtype))
+        with eval_mode(model), torch.no_grad():
+            model(inputs.to(device_of(model), dtype))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     return calls
 
 
@@ -211,11 +210,11 @@ def plot_images(
     columns: int = 10,
     count: int = 50,
 ) -> Figure:
-    """The first `count` images in a grid, each under its class name.
+    """Plot the first `count` images in a grid, each under its class name.
 
     images: (N, C, H, W) or (N, H, W), uint8 or float, grey or colour; or an ImageData, which brings its own
-    labels and classes. Float images that leave 0 to 1 (normalised ones) are rescaled to be seen.
-    labels: (N,) class indices. Raises TypeError or ValueError where types, shapes or labels do not fit.
+    labels and classes. Float images outside 0 to 1 (normalised ones) are rescaled to be visible.
+    labels: (N,) class indices. Raises TypeError or ValueError for types, shapes or labels that do not fit.
     """
     _check_counts(columns=columns, count=count)
     if hasattr(images, "images") and hasattr(images, "labels"):
@@ -233,11 +232,11 @@ def plot_images(
 def plot_augmentation(
     images: Any, augment: Callable[..., Tensor], *, draws: int = 8, seed: int = 0, count: int = 5
 ) -> Figure:
-    """The same images across many draws of the augmentation: one image a row, the original first.
+    """Plot random draws of an augmentation: one image per row, the original first.
 
     images: (N, C, H, W) or (N, H, W), uint8 or float from 0 to 1, or an ImageData; `count` of them are shown.
     augment: called as augment(images, generator=generator) on float images from 0 to 1, such as Augment().
-    The same seed gives the same figure; no other random state is moved.
+    The same seed gives the same figure; the global random state is not used.
     """
     _check_counts(draws=draws, count=count)
     if not callable(augment):
@@ -260,11 +259,11 @@ def plot_augmentation(
 
 @_styled
 def plot_history(history: Any, *, target: float | None = None) -> Figure:
-    """Loss, accuracy (percent) and learning rate over the epochs, in three panels.
+    """Plot loss, accuracy (percent) and learning rate over the epochs, in three panels.
 
-    history: the History that fit returns, or anything with its lists, one entry an epoch; NaN leaves a gap.
+    history: the History that fit returns, or any object with the same lists, one entry per epoch; NaN leaves a gap.
     target: an accuracy in percent, drawn as a line. The accuracy axis is zoomed to the later epochs and the
-    target, the loss axis is logarithmic where the losses span more than a factor of four.
+    target; the loss axis is logarithmic if the losses span more than a factor of four.
     """
     names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "learning_rate")
     if missing := [name for name in names if not hasattr(history, name)]:
@@ -310,10 +309,10 @@ def plot_history(history: Any, *, target: float | None = None) -> Figure:
 
 @_styled
 def plot_confusion(labels: Indices, predictions: Indices, classes: Sequence[str]) -> Figure:
-    """The confusion matrix in counts, with the share of each class that is right beside its row.
+    """Plot the confusion matrix in counts, with the percentage of correct predictions beside each class.
 
-    labels, predictions: (N,) class indices; classes: their K names. The diagonal is muted and empty cells
-    stay blank, so that the mistakes stand out.
+    labels, predictions: (N,) class indices; classes: their K names. The diagonal is grey and empty cells stay
+    blank, so that the mistakes stand out.
     """
     counts = _confusion(labels, predictions, classes)
     k, total, right, long = len(classes), int(counts.sum()), int(counts.trace()), _widest(classes)
@@ -346,16 +345,16 @@ def plot_confusion(labels: Indices, predictions: Indices, classes: Sequence[str]
 def plot_mistakes(
     images: Tensor, labels: Indices, probabilities: Tensor, classes: Sequence[str], *, count: int = 20
 ) -> Figure:
-    """The worst mistakes: wrong predictions, the most confident first, with true class and probability.
+    """Plot the worst mistakes: wrong predictions, the most confident first, with true class and probability.
 
     images: (N, C, H, W) or (N, H, W); labels: (N,); probabilities: (N, K) from 0 to 1, as predict returns
-    them; classes: K names. Where nothing is wrong, the figure says so.
+    them; classes: K names. If every prediction is right, the figure says so.
     """
     _check_counts(count=count)
     _check_float(probabilities, "probabilities", "(N, K), as predict(model, images) returns them")
     size, k = len(images), len(classes)
     if not size or tuple(probabilities.shape) != (size, k):
-        expected = f"({size}, {k}), a row an image and a column a class"
+        expected = f"({size}, {k}), one row per image and one column per class"
         raise ValueError(f"probabilities has shape {tuple(probabilities.shape)}, expected {expected}, not empty")
     if not ((probabilities >= 0) & (probabilities <= 1.0001)).all():  # False for NaN too
         raise ValueError("probabilities leaves 0 to 1 or holds NaN: pass logits.softmax(1), not the logits")
@@ -378,10 +377,10 @@ def plot_mistakes(
 
 @_styled
 def plot_class_accuracy(labels: Indices, predictions: Indices, classes: Sequence[str]) -> Figure:
-    """Accuracy of each class in percent on a zoomed axis, with 95 % intervals.
+    """Plot the accuracy of each class in percent on a zoomed axis, with 95 % confidence intervals.
 
-    labels, predictions: (N,) class indices; classes: their K names. The intervals, how far chance alone may
-    move a class, are Wilson's, "Probable inference, the law of succession, and statistical inference" (1927).
+    labels, predictions: (N,) class indices; classes: their K names. The intervals are Wilson's, "Probable
+    inference, the law of succession, and statistical inference" (1927).
     """
     counts = _confusion(labels, predictions, classes)
     figure, axes = _panels(7, 1.2 + 0.28 * len(classes))
@@ -415,7 +414,7 @@ def plot_class_accuracy(labels: Indices, predictions: Indices, classes: Sequence
 
 @_styled
 def plot_filters(conv_weight: Tensor) -> Figure:
-    """The filters of a convolution, on one colour scale with white at 0.
+    """Plot the filters of a convolution, on one colour scale with white at 0.
 
     conv_weight: (out, in, height, width), such as layer.weight. With one input channel the filters fill a
     grid; with more, each row is a filter and each column an input channel.
@@ -437,12 +436,12 @@ def plot_filters(conv_weight: Tensor) -> Figure:
 def plot_feature_maps(
     model: nn.Module, image: Tensor, *, layers: Sequence[str] | None = None, channels: int = 20
 ) -> Figure:
-    """What each layer makes of one image: a row a layer, in the order in which they run.
+    """Plot the feature maps of one image: one row per layer, in the order in which the layers run.
 
     image: (C, H, W) or (1, C, H, W) float, normalised as in training; moved to the model's device.
-    layers: names from model.named_modules(), None for every Conv2d; they must put out (1, C, H, W).
-    At most `channels` maps a row; bright is high, on one scale a row. The model is run once in eval mode
-    without gradients and left as it was.
+    layers: names from model.named_modules(), None for every Conv2d; their outputs must be (1, C, H, W).
+    Each row shows at most `channels` maps on a scale of its own; bright is high. The model runs once in eval mode
+    without gradients and is left as it was.
     """
     _check_counts(channels=channels)
     _check_float(image, "image", "(C, H, W), normalised as in training")
@@ -457,7 +456,7 @@ def plot_feature_maps(
     rows: list[tuple[str, Tensor]] = [("input", image.detach().float().cpu())]
     for name, _, _, output in _trace(model, image, {name: modules[name] for name in names}):
         if output is None or output.ndim != 4:
-            raise ValueError(f"layers: {name} does not put out (1, C, H, W), expected convolutions or poolings")
+            raise ValueError(f"layers: {name} does not return (1, C, H, W), expected convolutions or poolings")
         rows.append((name, output))
     across = min(channels, max(output.shape[1] for _, output in rows))
     tiles: list[Any] = []
@@ -477,7 +476,7 @@ def _layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]
 
     `others` are the parameters of what follows the layer, such as BatchNorm. The receptive field grows by
     (kernel - 1) · dilation · jump, and the jump by the stride (Araujo, Norris and Sim, "Computing receptive
-    fields of convolutional neural networks", 2019): exact where layers run one behind the other.
+    fields of convolutional neural networks", 2019): exact for layers in sequence.
     """
     adaptive = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
     kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear, *adaptive)
@@ -486,7 +485,7 @@ def _layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]
     rows: list[dict[str, Any]] = []
     seen: set[nn.Parameter] = set()
     field, jump, last = [1, 1], [1, 1], list(input_size[1:])
-    for _, module, size, output in _trace(model, torch.zeros(1, *input_size), wanted):
+    for _, module, size, output in _trace(model, torch.zeros(1, *input_size, device="cpu"), wanted):
         fresh = set(module.parameters(recurse=False)) - seen  # a shared weight counts once
         seen |= fresh
         parameters = sum(weight.numel() for weight in fresh)
@@ -518,11 +517,11 @@ def _layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]
 
 @_styled
 def plot_parameters(model: nn.Module, input_size: Sequence[int] = (1, 28, 28)) -> Figure:
-    """Parameters and receptive field (pixels of the input) of each layer, in the order in which they run.
+    """Plot the parameters and the receptive field (in input pixels) of each layer, in the order in which they run.
 
-    input_size: (C, H, W). What follows a layer (BatchNorm and the like) is counted with it. The receptive
-    field holds for convolutions, poolings and linear layers one behind the other. The model is run once in
-    eval mode without gradients and left as it was.
+    input_size: (C, H, W). What follows a layer (such as BatchNorm) is counted with it. The receptive field is right
+    for convolutions, poolings and linear layers in sequence. The model runs once in eval mode without gradients and
+    is left as it was.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected an nn.Module, such as Net()")
@@ -554,82 +553,3 @@ def plot_parameters(model: nn.Module, input_size: Sequence[int] = (1, 28, 28)) -
     bars.set_ylim(len(rows) - 0.4, -0.6)
     figure.legend(loc="outside lower center", ncols=3)
     return figure
-
-
-# ---- The field ----
-
-
-@_styled
-def plot_field(entries: Sequence[dict[str, Any]], *, limit: int = 8000, target: float = 99.4) -> Figure:
-    """Parameters against accuracy: these networks with their spread, among published results.
-
-    entries: dicts of name, parameters, accuracy (percent, the mean), spread (standard deviation or None)
-    and kind, "ours" or "published". limit (parameters) and target (percent) are drawn as lines.
-    """
-    if not entries:
-        raise ValueError("entries is empty, expected dicts of name, parameters, accuracy, spread and kind")
-    for entry in entries:
-        if missing := {"name", "parameters", "accuracy", "kind"} - set(entry):
-            raise ValueError(f"entries: {entry} lacks {', '.join(sorted(missing))}: add it")
-        if entry["kind"] not in ("ours", "published"):
-            raise ValueError(f"entries: {entry['name']} has kind {entry['kind']!r}, expected 'ours' or 'published'")
-        if not (entry["parameters"] > 0 and 0 <= entry["accuracy"] <= 100):
-            raise ValueError(f"entries: {entry} expected parameters above 0 and accuracy from 0 to 100 percent")
-    figure, axes = _panels(9, 5)
-    for kind, label, style in (
-        ("ours", "this kit, mean ± standard deviation over seeds", {"color": BLUE, "capsize": 3}),
-        ("published", "published, single run", {"color": RED, "markerfacecolor": "white"}),
-    ):
-        if chosen := [entry for entry in entries if entry["kind"] == kind]:
-            x, y = [entry["parameters"] for entry in chosen], [entry["accuracy"] for entry in chosen]
-            spread = [entry.get("spread") or 0 for entry in chosen] if kind == "ours" else None
-            axes.errorbar(x, y, spread, fmt="o", markersize=7, label=label, **style)
-    sizes = [limit, *(entry["parameters"] for entry in entries)]
-    axes.set_xlim(0, 1.15 * max(sizes))
-    if max(sizes) > 10 * min(sizes):
-        axes.set(xscale="log", xlim=(min(sizes) / 1.6, max(sizes) * 1.6))
-        axes.minorticks_off()
-        axes.set_xticks(_round_ticks(min(sizes) / 1.6, max(sizes) * 1.6))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.margins(y=0.12)
-    axes.axvline(limit, color=GREY, linestyle="--", label=f"limit, {limit:,} parameters")
-    axes.axhline(target, color=GREY, linestyle=":", label=f"target, {target:g} %")
-    axes.set(xlabel="parameters", ylabel="test accuracy (%)")
-    axes.grid(True)
-    figure.legend(loc="outside upper center", ncols=2)
-    figure.draw_without_rendering()  # settles the layout, so that names can be measured where they will stand
-    figure.set_layout_engine("none")
-    _place_names(axes, entries)
-    return figure
-
-
-def _place_names(axes: Any, entries: Sequence[dict[str, Any]]) -> None:
-    """Each name near its point, at the offset where it covers the fewest names, points and edges."""
-    from matplotlib.transforms import Bbox
-
-    frame, pixels = axes.get_window_extent(), axes.figure.dpi / 72
-    points = [(entry["parameters"], entry["accuracy"]) for entry in entries]
-    tops = [(x, y + (entry.get("spread") or 0)) for (x, y), entry in zip(points, entries, strict=True)]
-    centres, tops = axes.transData.transform(points).tolist(), axes.transData.transform(tops).tolist()
-    taken = [
-        Bbox.from_extents(x - 7, 2 * y - top - 7, x + 7, top + 7)
-        for (x, y), (_, top) in zip(centres, tops, strict=True)
-    ]
-    sides = ((9, 0), (-9, 0), (0, 14), (0, -14), (9, 14), (9, -14), (-9, 14), (-9, -14))
-    look: dict[str, Any] = {
-        "bbox": {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-    }
-    look |= {"arrowprops": {"arrowstyle": "-", "color": GREY, "shrinkB": 4}, "textcoords": "offset points"}
-    for entry, point, (x, y) in zip(entries, points, centres, strict=True):
-        text = axes.annotate(entry["name"], point, (0, 0), va="center", **look)
-        width, height = text.get_window_extent().size
-        places = []
-        for order, (far, (dx, dy)) in enumerate((far, side) for far in (1, 2, 3, 4) for side in sides):
-            left = x + pixels * dx * far - (0 if dx > 0 else width if dx else width / 2)
-            box = Bbox.from_bounds(left, y + pixels * dy * far - height / 2, width, height)
-            outside = not (frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1)
-            places.append((9 * outside + sum(box.overlaps(other) for other in taken), order, far, dx, dy, box))
-        _, _, far, dx, dy, box = min(places)
-        taken.append(box)
-        text.set(position=(dx * far, dy * far), ha="left" if dx > 0 else "right" if dx else "center")
-        text.arrow_patch.set_visible(far > 1)

@@ -9,15 +9,16 @@ import random
 import signal
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
 
 # ------------------------------------------------------------------------------------------- Seeds and devices
 
@@ -36,20 +37,20 @@ def seed_everything(seed: int) -> None:
 def get_device(prefer: str | None = None) -> torch.device:
     """Return the device to train on: `prefer` if given ("cpu", "cuda", "cuda:1", "mps"), else cuda, then mps, then cpu.
 
-    Under torchrun each process gets the GPU of its local rank. Raises ValueError if `prefer` is unavailable.
+    Under torchrun each process gets the GPU of its local rank. Raises ValueError if the device is unavailable.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    usable = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    usable = {"cuda": gpus > 0, "mps": torch.backends.mps.is_available(), "cpu": True}
     name = prefer or next(kind for kind, there in usable.items() if there)
-    kind = name.partition(":")[0]
-    if not usable.get(kind, False):
-        there = ", ".join(kind for kind, yes in usable.items() if yes)
-        raise ValueError(f"prefer is {prefer!r}, which is unavailable on this machine; available: {there}")
-    return torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    available = [f"cuda:{number}" for number in range(gpus)] + [kind for kind in ("mps", "cpu") if usable[kind]]
+    if (name if name.startswith("cuda") else name.partition(":")[0]) not in available:
+        remedy = "; start no more processes than there are GPUs" if "LOCAL_RANK" in os.environ else ""
+        raise ValueError(
+            f"prefer is {prefer!r}: {name} is unavailable on this machine; available: {', '.join(available)}{remedy}"
+        )
+    return torch.device(name)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -61,8 +62,13 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def start_distributed() -> None:
-    """Join the processes that torchrun started (NCCL with CUDA, else Gloo); without torchrun do nothing."""
+    """Join the processes that torchrun started (NCCL with CUDA, else Gloo); without torchrun do nothing.
+
+    With CUDA each process takes the GPU of its local rank as its own.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(get_device("cuda"))  # otherwise every process sends its objects through GPU 0
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
@@ -73,13 +79,39 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def from_first(value: Any) -> Any:
-    """Return the first process's `value` in every process: the others may not see its disk."""
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum of `values` over all processes, each of which has to call this; one alone gets them back."""
     if rank_and_world()[1] == 1:
-        return value
-    values = [value]
-    torch.distributed.broadcast_object_list(values)
-    return values[0]
+        return values
+    wanted = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    sums = values.to(values.device if values.device.type == wanted else wanted, copy=True)
+    torch.distributed.all_reduce(sums)
+    return sums.to(values.device)
+
+
+def from_first(function: Callable[[], Any]) -> Any:
+    """Call `function` in the first process alone; return its result, or raise its error, in every process."""
+    rank, world = rank_and_world()
+    if world == 1:
+        return function()
+    results: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            results[0] = function()
+        except Exception as error:
+            results[1] = error
+    torch.distributed.broadcast_object_list(results)
+    if results[1] is not None:
+        raise results[1]
+    return results[0]
+
+
+def from_all(value: Any) -> list[Any]:
+    """Return the `value` of every process, in the order of their ranks."""
+    values = [value] * rank_and_world()[1]
+    if len(values) > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 # ------------------------------------------------------------------------------------------ Modes and interrupts
@@ -97,20 +129,106 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def one_of_several(model: nn.Module) -> nn.Module:
+    """Return `model` so that its gradients are averaged over all processes; `model` itself if there is one."""
+    if rank_and_world()[1] == 1:
+        return model
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    wrapped.training = model.training
+    return wrapped
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's buffers: BatchNorm's statistics of its share of the images."""
+    if rank_and_world()[1] > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Put `model` in train mode, but leave alone the modules that are in eval mode while `model` itself is not."""
+    frozen = [module for module in model.modules() if not module.training] if model.training else []
+    model.train()
+    for module in frozen:
+        module.training = False
+
+
+_interrupted = False  # Ctrl-C came, and waits to be raised
+
+
+def note_interrupt(*_: Any) -> None:
+    """Remember that training is to end: `raise_interrupt` ends it."""
+    global _interrupted
+    _interrupted = True
+
+
+def raise_interrupt() -> None:
+    """Raise KeyboardInterrupt if one was noted: in all processes at once, each of which has to call this."""
+    global _interrupted
+    noted = sum_over_processes(torch.tensor(float(_interrupted), device="cpu"))
+    _interrupted = False
+    if noted:
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def interrupt_later() -> Iterator[None]:
-    """Delay Ctrl-C until the end of the block (Python delivers it to the main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
+    """Note Ctrl-C within the block in place of raising it; call `raise_interrupt` after the block.
+
+    A process that was told to ignore Ctrl-C goes on ignoring it. Python delivers signals to the main thread only.
+    """
+    global _interrupted
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is note_interrupt:
         yield
         return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    _interrupted = False
+    if before in (signal.SIG_IGN, None):
+        yield
+        return
+    signal.signal(signal.SIGINT, note_interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
+
+
+_interrupted_cell: int | None = None
+
+
+def end_cell_after_interrupt() -> None:
+    """Raise KeyboardInterrupt if training was interrupted before in the notebook cell that runs: a loop has to end."""
+    if _interrupted_cell is not None and _interrupted_cell == _running_cell():
+        raise KeyboardInterrupt("training was interrupted in this cell before")
+
+
+def in_cell_interrupted_now() -> bool:
+    """Return whether a notebook cell runs, and remember that training was interrupted in it."""
+    global _interrupted_cell
+    _interrupted_cell = _running_cell()
+    return _interrupted_cell is not None
+
+
+def _running_cell() -> int | None:
+    """The number of the cell that IPython runs; None in a script."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return None if shell is None else shell.execution_count
+
+
+def follow_parent(parent: int) -> None:
+    """Make this worker process leave Ctrl-C to the process `parent` that started it, and end when `parent` ends.
+
+    A thread checks twice a second, so that even SIGKILL of `parent` leaves no worker (except on Windows, which does
+    not tell a process that its parent has ended).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="follow_parent", daemon=True).start()
 
 
 def somebody_watches() -> bool:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import hashlib
 import inspect
+import math
+import numbers
+import pathlib
+import random
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -14,38 +19,33 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+NOT_COMPARED = "not compared"  # marks an object of whose settings as_plain sees nothing but the class
+_LONG = 1000  # a longer list is replaced by its checksum
+_DEEP = 12  # objects inside objects: deeper ones are not compared
 
-def as_plain(value: Any) -> Any:
+
+def as_plain(value: Any, known: tuple[Any, ...] = ()) -> Any:
     """Return `value` as plain data that JSON can hold: equal settings give equal data, in any process.
 
     Numbers, texts, lists and dictionaries stay. A tensor or array becomes its type, shape and checksum; a function
     that can be imported becomes its name; a lambda or a function defined inside another one, or in a notebook,
-    becomes its name and a checksum of its code, defaults and captured values; any other object becomes its class
-    and its attributes.
+    becomes its name and a checksum of its code, with its defaults and the values that it refers to; any other
+    object becomes its class and its attributes. Of an object that hides its attributes, as many do that are written
+    in C, the class alone is left: `incomparable` finds these. So it is for the objects in `known`, which are
+    described elsewhere.
     """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, numpy.generic):
-        return value.item()
-    if isinstance(value, Tensor | numpy.ndarray):
-        return _plain_tensor(torch.as_tensor(value))
-    if isinstance(value, dict):
-        return {str(key): as_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_plain(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted(map(repr, value))
-    if isinstance(value, functools.partial):
-        return {"partial": as_plain(value.func), "args": as_plain(value.args), "keywords": as_plain(value.keywords)}
-    if isinstance(value, types.MethodType):
-        return {"method": value.__func__.__qualname__, "of": as_plain(value.__self__)}
-    if isinstance(value, types.FunctionType):
-        return _plain_function(value)
-    if isinstance(value, type | types.BuiltinFunctionType):
-        return name_of(value)
-    if isinstance(value, torch.dtype | torch.device | torch.memory_format):
-        return str(value)
-    return _plain_object(value)
+    return _plain(value, frozenset(map(id, known)), ())
+
+
+def incomparable(plain: Any, name: str = "") -> list[str]:
+    """Return a line for each part of `plain`, made by `as_plain`, of which only the class is known."""
+    if isinstance(plain, dict):
+        if plain.get(NOT_COMPARED):
+            return [f"{name} ({plain['class']})"]
+        return [line for key, item in plain.items() for line in incomparable(item, f"{name}.{key}" if name else key)]
+    if isinstance(plain, list):
+        return [line for place, item in enumerate(plain) for line in incomparable(item, f"{name}[{place}]")]
+    return []
 
 
 def name_of(value: Any) -> str:
@@ -53,8 +53,24 @@ def name_of(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def checksum(*parts: bytes) -> str:
-    """Return the SHA-256 of `parts`, as 16 hexadecimal digits."""
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """Return `value`, of Python or NumPy, as an int; raise ValueError unless it is whole and at least `least`."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    return int(value)
+
+
+def real_number(name: str, value: Any, most: float = math.inf) -> float:
+    """Return `value`, of Python or NumPy, as a float; raise ValueError unless it is finite and from 0 to `most`."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= most or math.isinf(value):
+        limits = "of at least 0" if math.isinf(most) else f"from 0 to {most}"
+        raise ValueError(f"{name} is {value!r}; expected a finite number {limits}")
+    return float(value)
+
+
+def checksum(*parts: Any) -> str:
+    """Return the SHA-256 of `parts`, bytes or contiguous arrays, as 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -70,46 +86,121 @@ def differences(saved: Any, now: Any, name: str = "") -> list[str]:
     if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
         nested = [differences(*pair, f"{name}[{place}]") for place, pair in enumerate(zip(saved, now, strict=True))]
         return [line for lines in nested for line in lines]
-    return [] if saved == now else [f"{name}: saved {saved!r}, now {now!r}"]
+    both_nan = saved != saved and now != now
+    return [] if saved == now or both_nan else [f"{name}: saved {saved!r}, now {now!r}"]
+
+
+def _plain(value: Any, known: frozenset[int], owners: tuple[int, ...]) -> Any:
+    """`as_plain` of `value`, a part of the objects with the ids `owners`, which are not described once more."""
+    simple = _plain_number(value)
+    if simple is not None or value is None:
+        return simple
+    if isinstance(value, type | types.BuiltinFunctionType):
+        return name_of(value)
+    if isinstance(value, Tensor):
+        return _plain_tensor(value)
+    if id(value) in known or id(value) in owners:
+        return {"class": name_of(type(value))}
+    if len(owners) > _DEEP:
+        return {"class": name_of(type(value)), NOT_COMPARED: True}
+    plain = functools.partial(_plain, known=known, owners=(*owners, id(value)))
+    if isinstance(value, numpy.ndarray):
+        return plain(value.tolist()) if value.dtype.hasobject else _plain_array(value)
+    if isinstance(value, dict):
+        return {str(key) if _plain_number(key) is not None else str(plain(key)): plain(value[key]) for key in value}
+    if isinstance(value, list | tuple):
+        items = [plain(item) for item in value]
+        return items if len(items) <= _LONG else {"list": len(items), "checksum": checksum(repr(items).encode())}
+    if isinstance(value, set | frozenset):
+        return sorted((plain(item) for item in value), key=repr)
+    if isinstance(value, functools.partial):
+        return {"partial": plain(value.func), "args": plain(value.args), "keywords": plain(value.keywords)}
+    if isinstance(value, types.MethodType):
+        return {"method": value.__func__.__qualname__, "of": plain(value.__self__)}
+    if isinstance(value, types.FunctionType):
+        return _plain_function(value, plain)
+    return _plain_object(value, plain)
+
+
+def _plain_number(value: Any) -> Any:
+    """A number or text as Python's own, whatever library it is of; None if `value` is neither."""
+    if isinstance(value, enum.Enum):
+        return f"{name_of(type(value))}.{value.name}"
+    kinds: Any = ((str, str), (bool | numpy.bool_, bool), (numbers.Integral, int), (numbers.Real, float))
+    for general, plain in kinds:
+        if isinstance(value, general):
+            return plain(value)
+    if isinstance(value, pathlib.PurePath | torch.dtype | torch.device | torch.layout | torch.memory_format):
+        return str(value)
+    if isinstance(value, complex | numpy.generic | range | slice):
+        return repr(value)
+    return checksum(value) if isinstance(value, bytes | bytearray) else None
 
 
 def _plain_tensor(tensor: Tensor) -> dict[str, Any]:
-    values = tensor.detach().cpu().contiguous()
-    raw = values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b""
+    values = tensor.detach().cpu()
+    values = values.contiguous() if values.layout == torch.strided else values.to_dense()
+    raw = values.reshape(-1).view(torch.uint8).numpy() if values.numel() else b""
     return {"tensor": str(tensor.dtype), "shape": list(tensor.shape), "checksum": checksum(raw)}
 
 
-def _plain_function(function: types.FunctionType) -> Any:
+def _plain_array(array: numpy.ndarray) -> dict[str, Any]:
+    raw = numpy.ascontiguousarray(array).reshape(-1).view(numpy.uint8) if array.size else b""
+    return {"array": str(array.dtype), "shape": list(array.shape), "checksum": checksum(raw)}
+
+
+def _plain_function(function: types.FunctionType, plain: Any) -> Any:
     name = name_of(function)
     if "<" not in name and function.__module__ != "__main__":
         return name
-    captured = [as_plain(value) for value in inspect.getclosurevars(function).nonlocals.values()]
+    variables = inspect.getclosurevars(function)
     return {
         "function": function.__qualname__,
-        "code": checksum(*_code_parts(function.__code__)),
-        "defaults": as_plain([function.__defaults__, function.__kwdefaults__]),
-        "captured": captured,
+        "code": checksum(*code_parts(function.__code__)),
+        "defaults": plain([function.__defaults__, function.__kwdefaults__]),
+        "captured": plain(dict(variables.nonlocals)),
+        "globals": {key: _plain_global(item, plain) for key, item in variables.globals.items()},
     }
 
 
-def _code_parts(code: types.CodeType) -> Iterator[bytes]:
-    """What a function does, without where it stands: its instructions, names and constants."""
+def _plain_global(value: Any, plain: Any) -> Any:
+    """A global variable that a function refers to: a setting, or anything else that a notebook holds."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    comparable = type | types.FunctionType | types.BuiltinFunctionType | Tensor | list | tuple | dict | None
+    if isinstance(value, comparable) or _plain_number(value) is not None:
+        return plain(value)
+    return {"class": name_of(type(value)), NOT_COMPARED: True}
+
+
+def code_parts(code: types.CodeType) -> Iterator[bytes]:
+    """Yield what makes up a function, wherever it stands: its instructions, names and constants."""
     yield code.co_code
     yield repr((code.co_names, code.co_varnames)).encode()
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _code_parts(constant)
-        else:
-            yield repr(constant).encode()
+            yield from code_parts(constant)
+        else:  # a set's order differs from process to process
+            yield repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant).encode()
 
 
-def _plain_object(value: Any) -> dict[str, Any]:
+def _plain_object(value: Any, plain: Any) -> dict[str, Any]:
     """The class and attributes of an object; a module's include its parameters and buffers."""
+    described = {"class": name_of(type(value))}
+    if isinstance(value, torch.Generator):
+        return described | {"initial_seed": value.initial_seed()}
+    if isinstance(value, random.Random):  # what it has drawn says nothing about its seed
+        return described | {NOT_COMPARED: True}
     if dataclasses.is_dataclass(value):
         attributes = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     elif isinstance(value, nn.Module):
         public = {key: item for key, item in vars(value).items() if not key.startswith("_")}
         attributes = public | dict(value.state_dict()) | dict(value.named_children())
+    elif hasattr(value, "__dict__"):
+        attributes = vars(value)
     else:
-        attributes = dict(getattr(value, "__dict__", {}))
-    return {"class": name_of(type(value))} | {key: as_plain(item) for key, item in attributes.items()}
+        slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+        if not slots:
+            return described | {NOT_COMPARED: True}
+        attributes = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return described | {key: plain(item) for key, item in attributes.items()}

@@ -61,14 +61,6 @@ def test_frozen_parameters_may_be_given_to_the_optimizer_too(optimizer):
     fit(net, optimizer(net.parameters(), lr=0.01))
 
 
-def test_muon_skips_frozen_parameters():
-    net = plain_net()
-    net[0].requires_grad_(False)
-    frozen = net[0].weight.clone()
-    fit(net, utils.Muon(net.parameters(), 0.05))
-    assert torch.equal(net[0].weight, frozen)
-
-
 def test_class_weights_shift_the_decisions():
     counts = []
     for weights in (torch.tensor([1.0, 1.0]), torch.tensor([1.0, 30.0])):
@@ -107,74 +99,3 @@ def test_a_custom_optimizer_with_a_scheduler_stepped_as_the_caller_says(step, tm
     rates = {"batch": [0.02 * 0.1**epoch for epoch in range(6)], "epoch": [0.02] * 5 + [0.002]}
     assert history.learning_rate == pytest.approx(rates[step])
     assert history.test_loss[-1] < history.test_loss[0]
-
-
-def test_muon_makes_every_singular_value_of_a_step_alike():
-    torch.manual_seed(0)
-    weight = nn.Parameter(torch.zeros(8, 3, 3, 3))
-    weight.grad = torch.randn(8, 27).mul(torch.logspace(0, -1.5, 27)).view(8, 3, 3, 3)
-    utils.Muon([weight], 1.0).step()
-    values = torch.linalg.svdvals(weight.detach().flatten(1)) / (0.2 * 27**0.5)
-    assert values.min() > 0.6 and values.max() < 1.3
-
-
-def test_muon_finds_the_bottom_of_a_narrow_valley():
-    torch.manual_seed(0)
-    goal, weight = torch.randn(4, 6), nn.Parameter(torch.zeros(4, 6))
-    stretch = torch.logspace(0, -2, 6)
-    optimizer = utils.Muon([weight], 0.3, momentum=0.9)
-    for step in range(200):
-        optimizer.param_groups[0]["lr"] = 0.3 * (1 - step / 200)
-        optimizer.zero_grad()
-        (((weight - goal) * stretch) ** 2).sum().backward()
-        optimizer.step()
-    assert (weight - goal).abs().max() < 0.1
-
-
-def test_muon_trains_networks_in_channels_last_whose_weights_share_a_shape():
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
-    twin = nn.Sequential(
-        *(type(layer)(*args) for layer, args in zip(net, [(1, 4, 3), (4, 4, 3), (4, 4, 3), (1,), ()], strict=True))
-    )
-    twin.load_state_dict(net.state_dict())
-    twin.to(memory_format=torch.channels_last)
-    images, labels = torch.randn(8, 1, 12, 12), torch.arange(8) % 4
-    for module in (net, twin):
-        F.cross_entropy(module(images), labels).backward()
-        utils.Muon(module.parameters(), 0.1).step()
-    for one, two in zip(net.parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(one, two, atol=1e-4)
-
-
-def test_the_average_of_weights_is_what_is_tested_and_what_remains():
-    net, decay = plain_net(), 0.8
-    seen = []
-
-    class Recorder(torch.optim.SGD):
-        def step(self, closure=None):
-            super().step(closure)
-            seen.append(net[0].weight.detach().clone())
-
-    history = fit(net, Recorder(net.parameters(), lr=0.5), average=decay, epochs=4)  # 20 steps
-    expected = torch.zeros_like(seen[0])
-    for step, weight in enumerate(seen, start=1):
-        expected.lerp_(weight, max(1 - decay, 1 / step))
-    assert torch.allclose(net[0].weight, expected, atol=1e-6)
-    assert not torch.allclose(net[0].weight, seen[-1], atol=1e-4)
-    assert utils.evaluate(net, two_classes()).loss == pytest.approx(history.test_loss[-1], abs=1e-6)
-
-
-def test_an_average_takes_batchnorm_statistics_along():
-    net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    fit(net, torch.optim.SGD(net.parameters(), lr=0.1), average=0.9, epochs=2)
-    assert net[1].num_batches_tracked == 10 and net[1].running_mean.abs().sum() > 0
-
-
-@pytest.mark.parametrize("average", [0.0, 1.0, -1])
-def test_an_impossible_decay_is_refused(average):
-    net = plain_net()
-    with pytest.raises(ValueError, match="average is"):
-        fit(net, torch.optim.SGD(net.parameters(), lr=0.1), average=average)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -19,7 +22,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import model
 import utils
-from kit import data
+from kit import checkpoints
 
 EPOCHS = 3
 
@@ -45,17 +48,19 @@ def run(path, optimizer="adamw", *, seed=0, epochs=EPOCHS, dropout=0.2, count=48
     batches = utils.Batches(small_data(count=count), 16, augment=utils.Augment(erasing=0.3), shuffle=True, seed=seed)
     optimizer = OPTIMIZERS[optimizer](net)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=epochs * len(batches))
-    history = utils.fit(
-        net,
-        batches,
-        utils.Batches(small_data(1), 16),
-        epochs=epochs,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        checkpoint=path,
-        **{"verbose": False, **arguments},
+    test = utils.Batches(small_data(1), 16)
+    history = fit(
+        net, batches, test, epochs=epochs, optimizer=optimizer, scheduler=scheduler, checkpoint=path, **arguments
     )
     return net, optimizer, history
+
+
+def fit(*positional, **arguments) -> utils.History:
+    """`utils.fit`, silent; after an interrupt the history of the finished epochs, as in a notebook."""
+    try:
+        return utils.fit(*positional, **{"verbose": False, **arguments})
+    except KeyboardInterrupt as stop:
+        return stop.history
 
 
 def stop_after(epoch: int):
@@ -89,34 +94,35 @@ def assert_equal_to_the_bit(one, two) -> None:
 # --- Exact resume
 
 
-@pytest.mark.parametrize("average", [None, 0.9])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("epoch", range(1, EPOCHS + 1))
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, optimizer, epoch, average):
-    whole = run(None, optimizer, average=average)
-    *_, history = run(tmp_path / "net.pt", optimizer, average=average, on_epoch=stop_after(epoch))
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, optimizer, epoch):
+    whole = run(None, optimizer)
+    *_, history = run(tmp_path / "net.pt", optimizer, on_epoch=stop_after(epoch))
     assert len(history) == epoch
     random.random(), torch.rand(5)  # whatever happens in between must not matter
-    assert_equal_to_the_bit(run(tmp_path / "net.pt", optimizer, average=average), whole)
+    assert_equal_to_the_bit(run(tmp_path / "net.pt", optimizer), whole)
 
 
-def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_from_the_last_whole_one(tmp_path):
-    steps = itertools.count(1)
+class Stopping(utils.Batches):
+    """Batches that press Ctrl-C in the second epoch."""
 
-    def criterion(logits, labels):
-        if next(steps) == 6:  # three training batches and three test batches an epoch: in the second epoch's first
-            raise KeyboardInterrupt
-        return nn.functional.cross_entropy(logits, labels)
+    stops = False
 
-    criterion.__qualname__ = "criterion"
+    def __iter__(self):
+        for number, batch in enumerate(super().__iter__()):
+            if self.stops and self.epoch == 1 and number == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
 
-    def plain(logits, labels):
-        return nn.functional.cross_entropy(logits, labels)
 
-    plain.__qualname__ = "criterion"
-    *_, history = run(tmp_path / "net.pt", criterion=criterion)
-    assert len(history) in (0, 1)
-    assert_equal_to_the_bit(run(tmp_path / "net.pt", criterion=plain), run(None))
+def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_from_the_last_whole_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "Batches", Stopping)
+    monkeypatch.setattr(Stopping, "stops", True)
+    *_, history = run(tmp_path / "net.pt")
+    assert len(history) == 1
+    monkeypatch.setattr(Stopping, "stops", False)
+    assert_equal_to_the_bit(run(tmp_path / "net.pt"), run(None))
 
 
 @pytest.mark.parametrize("own_generator", [False, True])
@@ -128,14 +134,13 @@ def test_a_stock_dataloader_resumes_to_the_bit_too(tmp_path, own_generator):
         dataset = TensorDataset(inputs, (inputs.sum(1) > 0).long())
         optimizer = OPTIMIZERS["sgd"](net)
         generator = torch.Generator().manual_seed(1) if own_generator else None
-        history = utils.fit(
+        history = fit(
             net,
             DataLoader(dataset, 16, sampler=RandomSampler(dataset, generator=generator)),
             DataLoader(dataset, 16),
             epochs=4,
             optimizer=optimizer,
             checkpoint=path,
-            verbose=False,
             **arguments,
         )
         return net, optimizer, history
@@ -155,12 +160,11 @@ def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"dropout": 0.3}, "Dropout"),
-        ({"epochs": 4}, "epochs"),
-        ({"optimizer": "sgd"}, "optimizer"),
-        ({"count": 64}, "training images"),
-        ({"seed": 1}, "seed of the batches"),
-        ({"average": 0.9}, "average"),
+        ({"dropout": 0.3}, "model.modules.layers.*: saved 0.2, now 0.3"),
+        ({"epochs": 4}, "epochs: saved 3, now 4"),
+        ({"optimizer": "sgd"}, "optimizer.class"),
+        ({"count": 64}, "train_batches.data.images"),
+        ({"seed": 1}, "train_batches.seed: saved 0, now 1"),
         ({"criterion": nn.MultiMarginLoss()}, "criterion"),
     ],
 )
@@ -170,6 +174,341 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path, chan
     with pytest.raises(ValueError, match=f"(?s)belongs to another run.*{named}"):
         run(tmp_path / "net.pt", **change)
     assert (tmp_path / "net.pt").read_bytes() == before
+
+
+# --- Settings: a run is known by its data and its settings
+
+
+class Noise:
+    """A transform, or an augmentation, with a setting: a plain object, printed with its address in memory."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, images, generator=None):
+        return images + self.scale * torch.rand(images.shape, generator=generator)
+
+
+class Dataset(torch.utils.data.Dataset):
+    """64 points of two classes, in memory, with an optional transform."""
+
+    def __init__(self, seed=0, transform=None):
+        self.inputs = torch.randn(64, 5, generator=torch.Generator().manual_seed(seed))
+        self.transform = transform
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        inputs = self.inputs[index]
+        return inputs if self.transform is None else self.transform(inputs), int(self.inputs[index, 0] > 0)
+
+
+class RandomBatches(torch.utils.data.Sampler):
+    """A batch sampler with a random generator of its own."""
+
+    def __init__(self, generator, batch_size=16):
+        self.generator, self.batch_size = generator, batch_size
+
+    def __iter__(self):
+        if isinstance(self.generator, torch.Generator):
+            order = torch.randperm(64, generator=self.generator).tolist()
+        else:
+            order = list(range(64))
+            self.generator.shuffle(order)
+        yield from (order[start : start + self.batch_size] for start in range(0, 64, self.batch_size))
+
+    def __len__(self):
+        return 64 // self.batch_size
+
+
+def linear_warmup(optimizer, steps):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps))
+
+
+def frozen(kind):
+    def freeze(net):
+        if kind is nn.Linear:
+            net[0].requires_grad_(False)
+        else:
+            net[1].eval()
+
+    return freeze
+
+
+def tiny(path, *, epochs=4, dataset=None, loader=None, groups=(0.1, 0.1), warmup=3, freeze=None, **arguments):
+    """A whole call with a DataLoader, two groups of parameters, BatchNorm and dropout, everything made anew."""
+    utils.seed_everything(0)
+    net = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 2))
+    if freeze is not None:
+        freeze(net)
+    dataset = Dataset() if dataset is None else dataset
+    batches = DataLoader(dataset, **({"batch_size": 16, "shuffle": True} if loader is None else loader))
+    optimizer = torch.optim.SGD(
+        [{"params": net[0].parameters(), "lr": groups[0]}, {"params": net[3].parameters(), "lr": groups[1]}],
+        momentum=0.9,
+    )
+    scheduler = linear_warmup(optimizer, warmup) if warmup else None
+    test = DataLoader(Dataset(1), 32)
+    arguments = {"optimizer": optimizer, "scheduler": scheduler, "checkpoint": path, **arguments}
+    return net, optimizer, fit(net, batches, test, epochs=epochs, **arguments)
+
+
+def own(generator):
+    return {"batch_sampler": RandomBatches(generator)}
+
+
+def weighted(*weights, smoothing=0.0):
+    return nn.CrossEntropyLoss(torch.tensor(weights), label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "named"),
+    [
+        ({}, {"dataset": Dataset(2)}, r"train_batches\.dataset\.inputs\.checksum"),
+        (
+            {"dataset": Dataset(transform=Noise(0.1))},
+            {"dataset": Dataset(transform=Noise(0.2))},
+            r"train_batches\.dataset\.transform\.scale: saved 0\.1, now 0\.2",
+        ),
+        ({}, {"loader": {"batch_size": 16}}, r"train_batches\.sampler\.class"),
+        (
+            {"loader": own(torch.Generator().manual_seed(1))},
+            {"loader": own(torch.Generator().manual_seed(2))},
+            r"train_batches\.batch_sampler\.generator\.initial_seed: saved 1, now 2",
+        ),
+        (
+            {"loader": {"batch_size": 16, "shuffle": True, "generator": torch.Generator().manual_seed(1)}},
+            {"loader": {"batch_size": 16, "shuffle": True, "generator": torch.Generator().manual_seed(2)}},
+            r"train_batches\.generator\.initial_seed: saved 1, now 2",
+        ),
+        ({"criterion": weighted(1.0, 1.0)}, {"criterion": weighted(1.0, 2.0)}, r"criterion\.weight\.checksum"),
+        (
+            {"criterion": weighted(1.0, 1.0)},
+            {"criterion": weighted(1.0, 1.0, smoothing=0.1)},
+            r"criterion\.label_smoothing: saved 0\.0, now 0\.1",
+        ),
+        ({}, {"test_criterion": nn.MultiMarginLoss()}, r"test_criterion: saved None"),
+        ({}, {"warmup": 5}, r"scheduler\.lr_lambdas\[0\]\.captured\.steps: saved 3, now 5"),
+        ({}, {"groups": (0.1, 0.2)}, r"optimizer\.groups\[1\]\.initial_lr: saved 0\.1, now 0\.2"),
+        ({"warmup": None}, {"warmup": None, "groups": (0.1, 0.2)}, r"optimizer\.groups\[1\]\.lr: saved 0\.1, now 0\.2"),
+        ({}, {"freeze": frozen(nn.Linear)}, r"model\.parameters\.0\.weight: .*frozen"),
+        ({}, {"freeze": frozen(nn.BatchNorm1d)}, r"model\.modules\.1\.training: saved True, now False"),
+    ],
+)
+def test_every_setting_of_a_run_counts(tmp_path, saved, now, named):
+    tiny(tmp_path / "net.pt", on_epoch=stop_after(1), **saved)
+    with pytest.raises(ValueError, match=f"(?s)belongs to another run.*{named}"):
+        tiny(tmp_path / "net.pt", **now)
+
+
+def test_other_images_of_the_same_number_are_another_run(tmp_path, monkeypatch):
+    run(tmp_path / "net.pt", on_epoch=stop_after(1))
+    monkeypatch.setattr(sys.modules[__name__], "small_data", functools.partial(small_data, count=48, seed=9))
+    with pytest.raises(ValueError, match=r"train_batches\.data\.images\.checksum"):
+        one = utils.Batches(small_data(), 16, shuffle=True, seed=0)
+        net = model.Net(dropout=0.2)
+        utils.fit(net, one, one, optimizer=OPTIMIZERS["adamw"](net), epochs=EPOCHS, checkpoint=tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("scheduler", ["OneCycleLR", "SequentialLR", "CosineAnnealingWarmRestarts", "MultiStepLR"])
+def test_what_moves_during_training_is_no_setting(tmp_path, scheduler):
+    """The same objects given to fit a second time, as a notebook does after a stop."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(400, 10))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    schedulers = torch.optim.lr_scheduler
+    made = {
+        "OneCycleLR": lambda: schedulers.OneCycleLR(optimizer, 0.1, total_steps=20),
+        "SequentialLR": lambda: schedulers.SequentialLR(
+            optimizer, [schedulers.ConstantLR(optimizer), schedulers.ExponentialLR(optimizer, 0.9)], milestones=[3]
+        ),
+        "CosineAnnealingWarmRestarts": lambda: schedulers.CosineAnnealingWarmRestarts(optimizer, 3),
+        "MultiStepLR": lambda: schedulers.MultiStepLR(optimizer, [3, 6]),
+    }[scheduler]()
+    batches = utils.Batches(small_data(), 16, shuffle=True, seed=0)
+    again = functools.partial(
+        fit, net, batches, batches, optimizer=optimizer, scheduler=made, epochs=4, checkpoint=tmp_path / "net.pt"
+    )
+    assert len(again(on_epoch=stop_after(2))) == 2
+    assert len(again()) == 4
+
+
+def test_what_cannot_be_compared_is_named_in_one_warning(tmp_path, recwarn):
+    counter, pattern = itertools.count(), re.compile("a")
+    augment = functools.partial(lambda images, generator, held: images, held=(counter, pattern))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(400, 10))
+    batches = utils.Batches(small_data(), 16, augment=augment, seed=0)
+    fit(net, batches, batches, optimizer=OPTIMIZERS["sgd"](net), epochs=1, checkpoint=tmp_path / "net.pt")
+    assert len(recwarn) == 1
+    said = str(recwarn[0].message)
+    assert "train_batches.augment.keywords.held[0] (itertools.count)" in said and "held[1] (re.Pattern)" in said
+
+
+# --- The same run is known again
+
+
+def halved(images, generator):
+    return images / 2
+
+
+def closure(factor):
+    return lambda images, generator: images * factor
+
+
+@pytest.mark.parametrize("augment", [lambda: halved, lambda: closure(0.5), lambda: Noise(0.1)])
+def test_the_same_augmentation_is_known_again(tmp_path, augment):
+    def train(path, **arguments):
+        utils.seed_everything(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(400, 10))
+        batches = utils.Batches(small_data(), 16, augment=augment(), shuffle=True, seed=0)
+        optimizer = OPTIMIZERS["sgd"](net)
+        return net, optimizer, fit(net, batches, batches, optimizer=optimizer, epochs=3, checkpoint=path, **arguments)
+
+    train(tmp_path / "net.pt", on_epoch=stop_after(1))
+    assert_equal_to_the_bit(train(tmp_path / "net.pt"), train(None))
+
+
+@pytest.mark.parametrize("kind", [float, numpy.float64, numpy.float32, torch.tensor])
+@pytest.mark.parametrize("warmup", [None, 30])
+def test_any_kind_of_learning_rate_resumes_to_the_bit_and_is_kept_as_a_float(tmp_path, kind, warmup):
+    def settings():
+        return {"groups": (kind(0.1), kind(0.05)), "warmup": warmup}
+
+    tiny(tmp_path / "net.pt", on_epoch=stop_after(2), **settings())
+    resumed = tiny(tmp_path / "net.pt", **settings())
+    assert_equal_to_the_bit(resumed, tiny(None, **settings()))
+    assert all(type(rate) is float for rate in resumed[2].learning_rate)
+
+
+def test_a_state_that_could_not_be_read_back_is_refused_after_the_first_epoch(tmp_path):
+    net = nn.Linear(5, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer.param_groups[0]["schedule"] = numpy.linspace(0, 1, 5)
+    loader, histories = DataLoader(Dataset(), 16), []
+    arguments = {"optimizer": optimizer, "checkpoint": tmp_path / "net.pt", "on_epoch": histories.append}
+    with pytest.raises(ValueError, match="holds more than tensors and plain values"):
+        utils.fit(net, loader, loader, epochs=3, **arguments)
+    assert len(histories) == 1
+
+
+def test_what_on_epoch_does_is_resumed_too(tmp_path):
+    optimizers = []
+
+    class SGD(torch.optim.SGD):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            optimizers.append(self)
+
+    def train(path, stop=None):
+        def on_epoch(history):
+            torch.rand(3), random.random()
+            if len(history) == 2:
+                for group in optimizers[-1].param_groups:
+                    group["lr"] = 0.01
+            if len(history) == stop:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim, "SGD", SGD)
+            return tiny(path, epochs=5, warmup=None, on_epoch=on_epoch)
+
+    *_, history = train(tmp_path / "net.pt", stop=2)
+    assert history.learning_rate == [0.1, 0.1]
+    resumed = train(tmp_path / "net.pt")
+    assert resumed[2].learning_rate == [0.1, 0.1, 0.01, 0.01, 0.01]
+    assert_equal_to_the_bit(resumed, train(None))
+
+
+def test_an_epoch_is_saved_although_on_epoch_fails(tmp_path):
+    def fail(history):
+        raise LookupError("plot")
+
+    with pytest.raises(LookupError):
+        tiny(tmp_path / "net.pt", on_epoch=fail)
+    assert len(utils.load_checkpoint(tmp_path / "net.pt")["history"]["seconds"]) == 1
+
+
+GENERATORS = {
+    "torch": lambda: torch.Generator().manual_seed(3),
+    "numpy": lambda: numpy.random.default_rng(3),
+    "numpy, old": lambda: numpy.random.RandomState(3),
+    "python": lambda: random.Random(3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:checkpoint")
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_a_batch_sampler_with_its_own_generator_resumes_to_the_bit(tmp_path, kind):
+    tiny(tmp_path / "net.pt", loader=own(GENERATORS[kind]()), on_epoch=stop_after(2))
+    resumed = tiny(tmp_path / "net.pt", loader=own(GENERATORS[kind]()))
+    assert_equal_to_the_bit(resumed, tiny(None, loader=own(GENERATORS[kind]())))
+
+
+def test_workers_that_persist_are_refused_with_a_checkpoint(tmp_path):
+    loader = {"batch_size": 16, "num_workers": 1, "persistent_workers": True}
+    with pytest.raises(ValueError, match=r"train_batches keep their workers.*persistent_workers=False"):
+        tiny(tmp_path / "net.pt", loader=loader)
+
+
+def test_random_transforms_in_workers_resume_to_the_bit(tmp_path):
+    def settings():
+        loader = {"batch_size": 16, "shuffle": True, "num_workers": 1}
+        return {"dataset": Dataset(transform=Noise(0.5)), "loader": loader, "epochs": 2}
+
+    tiny(tmp_path / "net.pt", on_epoch=stop_after(1), **settings())
+    assert_equal_to_the_bit(tiny(tmp_path / "net.pt", **settings()), tiny(None, **settings()))
+
+
+# --- All or nothing
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "scheduler", "generators", "history"])
+def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path, part):
+    path = tmp_path / "net.pt"
+    tiny(path, on_epoch=stop_after(2))
+    state = utils.load_checkpoint(path)
+    state[part] = [{"torch": torch.zeros(3)}] if part == "generators" else {"nonsense": 1} if part != "scheduler" else 1
+    utils.save_checkpoint(path, state)
+    utils.seed_everything(0)
+    net = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 2))
+    weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    optimizer = torch.optim.SGD([{"params": net[0].parameters()}, {"params": net[3].parameters()}], 0.1, 0.9)
+    loaders = DataLoader(Dataset(), batch_size=16, shuffle=True), DataLoader(Dataset(1), 32)
+    draws = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"net\.pt does not fit this run, which is unchanged"):
+        arguments = {"optimizer": optimizer, "scheduler": linear_warmup(optimizer, 3), "epochs": 4}
+        utils.fit(net, *loaders, checkpoint=path, **arguments)
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in weights.items())
+    assert not optimizer.state and torch.equal(draws, torch.get_rng_state())
+
+
+def test_a_checkpoint_of_a_gpu_goes_on_on_the_cpu_with_a_warning(tmp_path):
+    path = tmp_path / "net.pt"
+    tiny(path, on_epoch=stop_after(2))
+    state = utils.load_checkpoint(path)
+    state["generators"][0]["cuda"] = torch.zeros(16, dtype=torch.uint8)  # as torch.cuda.get_rng_state returns it
+    utils.save_checkpoint(path, state)
+    with pytest.warns(UserWarning, match=r"other random numbers.*cuda"):
+        *_, history = tiny(path)
+    assert len(history) == 4
+
+
+def test_a_checkpoint_tells_what_the_images_were_normalised_with(tmp_path):
+    run(tmp_path / "net.pt", on_epoch=stop_after(1))
+    data = small_data()
+    assert utils.load_checkpoint(tmp_path / "net.pt")["data"] == {
+        "images": 48,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "classes": list(data.classes),
+    }
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny("~/net.pt", on_epoch=stop_after(1))
+    assert (tmp_path / "net.pt").exists() and len(tiny("~/net.pt")[2]) == 4
+    assert len(utils.load_checkpoint("~/net.pt")["history"]["seconds"]) == 4
 
 
 # --- Interrupts
@@ -192,23 +531,24 @@ def test_ctrl_c_at_any_moment_ends_fit_normally_with_a_checkpoint_of_the_last_wh
 
 
 def test_an_interrupt_while_the_epoch_is_being_saved_waits_until_it_is(tmp_path, monkeypatch):
-    write = data.write_atomically
+    write = checkpoints.write_atomically
 
     def interrupted(path, payload):
         os.kill(os.getpid(), signal.SIGINT)
         write(path, payload)
 
-    monkeypatch.setattr(utils, "write_atomically", interrupted)
+    monkeypatch.setattr(checkpoints, "write_atomically", interrupted)
     *_, history = run(tmp_path / "net.pt")
     assert len(history) == 1
     assert utils.load_checkpoint(tmp_path / "net.pt")["history"]["seconds"] == history.seconds
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
-    steps = itertools.count(1)
+    steps = []
 
     def criterion(logits, labels):
-        return nn.functional.cross_entropy(logits, labels) * (float("inf") if next(steps) == 8 else 1)
+        steps.append(1)
+        return nn.functional.cross_entropy(logits, labels) * (float("inf") if len(steps) == 8 else 1)
 
     with pytest.raises(utils.NonFiniteLoss, match="epoch 2") as caught:
         run(tmp_path / "net.pt", criterion=criterion)

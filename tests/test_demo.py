@@ -1,4 +1,4 @@
-"""The page in which you draw a digit: what the browser computes is what torch and digits.py compute."""
+"""The page in which you draw a digit: what the browser computes is what torch and prepare_digit compute."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch import nn
 import model
 import utils
 from examples import make_demo
-from kit import data, digits
+from kit.data import ImageData
+from kit.digits import prepare_digit
 
-SAMPLE = data._SAMPLE
 NETWORKS = [model.Net, model.Nano, model.Attempt2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -35,15 +35,20 @@ FLAGS = [
 ]
 
 
-def sample() -> data.ImageData:
-    images, labels = (data.read_idx(SAMPLE / f"t10k-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
-    return data.ImageData(images[:, None], labels.long())
+@pytest.fixture(scope="module")
+def few(mnist) -> ImageData:
+    """The first 1,000 test images of MNIST, which carry the statistics of the training images."""
+    return mnist[1][:1000]
 
 
-def trained(network: type[nn.Module]) -> nn.Module:
+def page_of(network: nn.Module, data: ImageData, **changes) -> str:
+    return make_demo.make_page(network, **{"classes": data.classes, "mean": data.mean, "std": data.std} | changes)
+
+
+def trained(network: type[nn.Module], data: ImageData) -> nn.Module:
     """A network in eval mode that answers each digit differently, no number of which is a starting value."""
     torch.manual_seed(0)
-    net, images = network(), sample()[::10]
+    net, images = network(), data[:100]
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -54,14 +59,14 @@ def trained(network: type[nn.Module]) -> nn.Module:
     return net.eval()
 
 
-def logits(net: nn.Module, images: data.ImageData) -> np.ndarray:
+def logits(net: nn.Module, images: ImageData) -> np.ndarray:
     with torch.no_grad():
         return net((images.images / 255 - images.mean[0]) / images.std[0]).numpy()
 
 
-def test_the_page_is_one_small_file_that_asks_no_network():
+def test_the_page_is_one_small_file_that_asks_no_network(few):
     for network in NETWORKS:
-        page = make_demo.make_page(trained(network), sample())
+        page = page_of(trained(network, few), few)
         assert len(page.encode()) < 300_000
         assert not re.search(
             r"https?://|//\w|@import|\burl\(|fetch\(|<link|\bsrc=|__NETWORK__", re.sub("// .*", "", page)
@@ -80,11 +85,25 @@ def test_every_network_of_the_kit_is_exported_and_stays_as_it_was(network):
     assert weights == sum(layer.weight.numel() for layer in net.layers if isinstance(layer, nn.Conv2d))
 
 
+class Layers(nn.Module):
+    """A network of those layers, and of whatever `behind` does to their output."""
+
+    def __init__(self, *layers: nn.Module, behind=lambda maps: maps) -> None:
+        super().__init__()
+        self.layers, self.behind = nn.Sequential(*layers), behind
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.behind(self.layers(images))
+
+
 def test_a_module_used_twice_counts_twice_and_nested_stacks_are_walked():
-    net = nn.Module()
-    relu = nn.ReLU()
-    net.layers = nn.Sequential(nn.Conv2d(1, 2, 3), relu, nn.Sequential(nn.Dropout(0.5), nn.Conv2d(2, 2, 3), relu))
-    assert [layer["kind"] for layer in make_demo.export_layers(net)] == ["conv", "relu", "conv", "relu"]
+    relu = nn.ReLU(inplace=True)
+    net = Layers(relu, nn.Conv2d(1, 2, 3), nn.Sequential(nn.Dropout(0.5), nn.Conv2d(2, 2, 3), relu))
+    assert [layer["kind"] for layer in make_demo.export_layers(net)] == ["relu", "conv", "conv", "relu"]
+
+
+class Blur(nn.Conv2d):
+    """A convolution that is no plain one."""
 
 
 @pytest.mark.parametrize(
@@ -99,18 +118,35 @@ def test_a_module_used_twice_counts_twice_and_nested_stacks_are_walked():
         (nn.AdaptiveAvgPool2d(2), "output_size"),
         (nn.Flatten(), "Flatten"),
         (nn.BatchNorm2d(1, affine=False), "affine"),
+        (Blur(1, 1, 3), "Blur"),
+        (Layers(nn.ReLU()), "Layers"),
     ],
 )
 def test_what_the_page_does_not_know_is_refused_by_name(module, word):
-    net = nn.Module()
-    net.layers = nn.Sequential(nn.ReLU(), module)
     with pytest.raises((TypeError, ValueError), match=rf"layers\.1: .*{word}"):
-        make_demo.export_layers(net)
+        make_demo.export_layers(Layers(nn.ReLU(), module))
 
 
-def test_a_network_without_layers_is_refused_by_name():
+def test_a_network_that_is_not_its_layers_one_after_the_other_is_refused_by_name(few):
     with pytest.raises(TypeError, match="Linear"):
         make_demo.export_layers(nn.Linear(2, 2))
+    convolution = nn.Conv2d(1, 10, 28)
+    assert len(make_demo.export_layers(Layers(convolution, behind=lambda maps: maps.flatten(1)))) == 1
+    with pytest.raises(ValueError, match="Layers does more than its layers"):
+        make_demo.export_layers(Layers(convolution, behind=lambda maps: 2 * maps))
+    with pytest.raises(ValueError, match="3 channels"):
+        page_of(model.Net(in_channels=3), few, mean=(0.1, 0.2, 0.3), std=(1, 1, 1))
+
+
+def inside(page: str) -> dict:
+    """What the page holds of its network."""
+    return json.loads(re.search(r'<script id="network" type="application/json">(.*?)</script>', page)[1])
+
+
+def test_no_class_name_ends_the_script_early(few):
+    names = ("</script><b>", "<!--", *few.classes[2:])
+    page = page_of(model.Nano(), few, classes=names)
+    assert inside(page)["classes"] == list(names) and "</script><b>" not in page
 
 
 def run(monkeypatch, *arguments) -> None:
@@ -118,19 +154,37 @@ def run(monkeypatch, *arguments) -> None:
     make_demo.main()
 
 
+def test_the_page_normalises_as_the_training_did(tmp_path, monkeypatch, mnist, capsys):
+    """The checkpoint says how: that of a network trained on a split, with other statistics and other classes."""
+    checkpoint, page = tmp_path / "net.pt", tmp_path / "demo.html"
+    net = model.Nano(num_classes=3)
+    data = {"images": 50_000, "mean": [0.2], "std": [0.4], "classes": ["cat", "dog", "owl"]}
+    utils.save_checkpoint(checkpoint, {"model": net.state_dict(), "data": data})
+    run(monkeypatch, "--checkpoint", checkpoint, "--output", page, "--network", "Nano")
+    found = inside(page.read_text(encoding="utf-8"))
+    assert (found["mean"], found["std"], found["classes"]) == (0.2, 0.4, ["cat", "dog", "owl"])
+    assert "no statistics" not in capsys.readouterr().out
+    utils.save_checkpoint(checkpoint, {"model": model.Nano().state_dict(), "data": None})
+    run(monkeypatch, "--checkpoint", checkpoint, "--output", page, "--network", "Nano")
+    found = inside(page.read_text(encoding="utf-8"))
+    assert ((found["mean"],), (found["std"],)) == (mnist[0].mean, mnist[0].std)
+    assert "no statistics of its training images" in capsys.readouterr().out
+
+
 def test_the_command_writes_the_page_or_says_what_to_do(tmp_path, monkeypatch, capsys):
     checkpoint, page = tmp_path / "net.pt", tmp_path / "demo.html"
-    monkeypatch.setattr(utils, "load_mnist", lambda: (sample(), sample()))
     with pytest.raises(SystemExit, match="is missing: train a network first"):
         run(monkeypatch, "--checkpoint", checkpoint)
-    utils.save_checkpoint(checkpoint, {"model": model.Nano().state_dict(), "settings": {"training images": "1000"}})
+    data = {"images": 9, "mean": [0.2], "std": [0.4], "classes": list("0123456789")}
+    utils.save_checkpoint(checkpoint, {"model": model.Nano().state_dict(), "data": data})
     with pytest.raises(SystemExit, match="does not hold the weights of Net"):
         run(monkeypatch, "--checkpoint", checkpoint, "--output", page)
     assert not page.exists()
     run(monkeypatch, "--checkpoint", checkpoint, "--output", page, "--network", "Nano")
     assert "demo.html" in capsys.readouterr().out and page.stat().st_size > 50_000
-    utils.save_checkpoint(checkpoint, {"model": model.Nano().state_dict(), "settings": {"training images": "60000"}})
-    with pytest.raises(SystemExit, match="trained on 60000 images, but 1000 are here"):
+    colour = data | {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}
+    utils.save_checkpoint(checkpoint, {"model": model.Nano(in_channels=3).state_dict(), "data": colour})
+    with pytest.raises(SystemExit, match="3 channels"):
         run(monkeypatch, "--checkpoint", checkpoint, "--output", page, "--network", "Nano")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(SystemExit, match="cut short"):
@@ -174,11 +228,11 @@ class TestBrowser:
     pytestmark = in_browser
 
     @pytest.mark.parametrize("network", NETWORKS)
-    def test_logits_equal_torchs(self, network, tmp_path):
-        images, net = sample()[::5], trained(network)
+    def test_logits_equal_torchs(self, network, tmp_path, few):
+        images, net = few[:200], trained(network, few)
         found = in_page(
             tmp_path,
-            make_demo.make_page(net, images),
+            page_of(net, images),
             "return values.map((image) => [...forward(unpack(image)).at(-1).data]);",
             [pack(image.numpy()) for image in images.images],
         )
@@ -188,12 +242,12 @@ class TestBrowser:
         print(f"{network.__name__}: largest difference of 200 x 10 logits {difference:.1e}")
         assert difference < 1e-3
 
-    def test_preparation_equals_prepare_digit(self, tmp_path):
+    def test_preparation_equals_prepare_digit(self, tmp_path, few):
         """Digits enlarged on light and dark, lit evenly and unevenly, of every size from 60 to 400 pixels."""
-        pictures = [scene(image[0].numpy(), seed) for seed, image in enumerate(sample().images[::5])]
+        pictures = [scene(image[0].numpy(), seed) for seed, image in enumerate(few.images[:100])]
         found = in_page(
             tmp_path,
-            make_demo.make_page(model.Nano(), sample()),
+            page_of(model.Nano(), few),
             """return values.map(([text, height, width]) => {
               const prepared = prepareDigit({data: Float64Array.from(unpack(text), (v) => v / 255), height, width});
               return prepared && pack(prepared);
@@ -202,14 +256,14 @@ class TestBrowser:
         )
         compare([unpack(text, 28, 28) if text else None for text in found], pictures)
 
-    def test_what_is_drawn_on_the_canvas_is_prepared_as_by_prepare_digit(self, tmp_path):
+    def test_what_is_drawn_on_the_canvas_is_prepared_as_by_prepare_digit(self, tmp_path, few):
         found = in_page(
             tmp_path,
-            make_demo.make_page(model.Nano(), sample()),
+            page_of(model.Nano(), few),
             """
             let state = 1;
             const random = () => (state = (state * 16807) % 2147483647) / 2147483647;
-            return Array.from({length: 200}, (_, number) => {
+            return Array.from({length: 100}, (_, number) => {
               clear();
               for (const part of handwriting(number % 10, random)) {
                 strokes.push([]);
@@ -223,11 +277,11 @@ class TestBrowser:
         assert all(100 < (picture > 127).sum() < 4000 for picture in pictures)
         compare([unpack(text, 28, 28) if text else None for _, text in found], pictures)
 
-    def test_the_page_shows_what_it_reads_and_clear_empties_it(self, tmp_path):
-        net = trained(model.Net)
+    def test_the_page_shows_what_it_reads_and_clear_empties_it(self, tmp_path, few):
+        net = trained(model.Net, few)
         found = in_page(
             tmp_path,
-            make_demo.make_page(net, sample()),
+            page_of(net, few),
             """
             const seen = () => ({
               digit: $("digit").textContent,
@@ -244,13 +298,26 @@ class TestBrowser:
         )
         drawn, empty, maps = found
         pixels = torch.from_numpy(unpack(drawn["pixels"], 1, 28, 28).copy())
-        probabilities = utils.predict(net, pixels, data=sample())
+        probabilities = utils.predict(net, pixels, data=few)
         assert drawn["digit"] == str(int(probabilities.argmax()))
         assert np.abs(np.array(drawn["shares"]) - 100 * probabilities.numpy()).max() < 0.06
         assert drawn["colours"] > 10
         assert empty["digit"] == "" and max(empty["shares"]) == 0 and not unpack(empty["pixels"], 784).any()
         kinds = (nn.Conv2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
         assert len(maps) == sum(isinstance(layer, kinds) for layer in net.layers)
+
+    def test_class_names_are_text_whatever_they_hold(self, tmp_path, few):
+        names = ["<img src=x>", "&lt;b&gt;", '"', "ankle boot", *few.classes[4:]]
+        found = in_page(
+            tmp_path,
+            page_of(trained(model.Net, few), few, classes=names),
+            """
+            write(1);
+            read();
+            const texts = (selector) => [...document.querySelectorAll(selector)].map((element) => element.textContent);
+            return [document.images.length, texts("#bars .name"), texts("figcaption").slice(-10), texts("#digit")];""",
+        )
+        assert found[:3] == [0, names, names] and found[3][0] in names
 
 
 def scene(image: np.ndarray, seed: int) -> np.ndarray:
@@ -276,8 +343,8 @@ def scene(image: np.ndarray, seed: int) -> np.ndarray:
 
 
 def compare(found: list[np.ndarray | None], pictures: list[np.ndarray]) -> None:
-    expected = [digits.prepare_digit(picture)[0].numpy() for picture in pictures]
-    assert len(found) == len(expected) >= 200
+    expected = [prepare_digit(picture)[0].numpy() for picture in pictures]
+    assert len(found) == len(expected) == 100
     assert all(pixels is not None for pixels in found)
     differences = [np.abs(a.astype(int) - b).max() for a, b in zip(found, expected, strict=True)]
     print(f"{len(found)} pictures: at most {max(differences)} grey levels, {sum(map(bool, differences))} differ")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,24 +10,18 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from kit.digits import prepare_digit
-from kit.idx import read_idx
-
-SAMPLE = Path(__file__).parents[1] / "sample"
 
 
 @pytest.fixture(scope="module")
-def sample() -> tuple[Tensor, Tensor]:
-    """The 1,000 test digits of the offline sample, shuffled so that every slice holds all classes."""
-    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
-    images, labels = (read_idx(SAMPLE / f"t10k-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
-    return images.reshape(-1, 28, 28)[order], labels[order].long()
+def few(mnist) -> tuple[Tensor, Tensor]:
+    """The first 1,000 test digits of MNIST and their classes."""
+    return mnist[1].images[:1000, 0], mnist[1].labels[:1000]
 
 
 @pytest.fixture(scope="module")
-def read(sample):
-    """A small network trained for a few seconds on the sample; read(images uint8) -> classes."""
-    images, labels = (read_idx(SAMPLE / f"train-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
-    images, labels = images.reshape(-1, 1, 28, 28).float() / 255, labels.long()
+def read(mnist, few):
+    """A small network trained for a few seconds on 4,000 digits; read(images uint8) -> classes."""
+    images, labels = mnist[0].images[:4000].float() / 255, mnist[0].labels[:4000]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         conv = [
@@ -56,7 +48,7 @@ def read(sample):
         with torch.no_grad():
             return model(pictures.reshape(-1, 1, 28, 28).float() / 255).argmax(1)
 
-    assert (classes(sample[0]) == sample[1]).float().mean() > 0.93, "the reader itself is too poor to judge by"
+    assert (classes(few[0]) == few[1]).float().mean() > 0.93, "the reader itself is too poor to judge by"
     return classes
 
 
@@ -103,15 +95,15 @@ def far(a: Tensor, b: Tensor) -> float:
     return (a.float() - b.float()).abs().mean().item()
 
 
-def test_replaced_digits_read_as_before(sample, read):
+def test_replaced_digits_read_as_before(few, read):
     rng = np.random.default_rng(0)
-    digits = sample[0][:500]
+    digits = few[0][:150]
     prepared = torch.cat([prepare_digit(place(digit, rng)) for digit in digits])
     assert (read(prepared) == read(digits)).float().mean() >= 0.97
 
 
-def test_photographed_digits_read_as_before(sample, read):
-    digits = sample[0][:60]
+def test_photographed_digits_read_as_before(few, read):
+    digits = few[0][:40]
     prepared = []
     for digit in digits:
         ink = np.asarray(Image.fromarray(digit.numpy()).resize((168, 168), Image.Resampling.BICUBIC)) / 255
@@ -135,9 +127,9 @@ def test_printed_digits_do_not_depend_on_size_place_and_polarity(name):
         assert max(spans(prepared[0])) == 20
 
 
-def test_what_mnist_holds(sample):
+def test_what_mnist_holds(few):
     rng = np.random.default_rng(1)
-    for digit in sample[0][:60]:
+    for digit in few[0][:40]:
         out = prepare_digit(place(digit, rng))
         assert (out.shape, out.dtype) == ((1, 28, 28), torch.uint8)
         assert max(spans(out)) == 20
@@ -148,8 +140,8 @@ def test_what_mnist_holds(sample):
             assert 13.4 <= centre <= 14.6  # MNIST's own lie within 13.5 and 14.5
 
 
-def test_mnist_digits_come_back(sample):
-    digits = sample[0][:80]
+def test_mnist_digits_come_back(few):
+    digits = few[0][:40]
     once = torch.cat([prepare_digit(digit) for digit in digits])
     twice = torch.cat([prepare_digit(digit) for digit in once])
     assert far(once, digits) < 3
@@ -254,6 +246,30 @@ def test_large_and_tiny_pictures():
     assert far(prepare_digit(far_away), prepare_digit(grey)) < 4
 
 
+@pytest.mark.parametrize("shape", [(8, 400), (16, 1000), (40, 3000)])
+def test_long_strips_give_their_digit(shape):
+    height, width = shape
+    strip = np.zeros(shape)
+    strip[:, width // 2 : width // 2 + height] = 0.1
+    strip[height // 4 : 3 * height // 4, width // 2 : width // 2 + max(1, height // 8)] = 1
+    for picture in (strip, strip.T):
+        out = prepare_digit(picture)
+        assert max(spans(out)) == 20 and out.max() == 255
+
+
+@pytest.mark.filterwarnings("error")
+def test_extreme_shapes_give_a_digit_or_say_what_is_missing():
+    rng = np.random.default_rng(0)
+    for shape in [(1, 1), (2, 500), (4, 4), (4, 5), (4, 200), (200, 4), (5, 2000), (6, 50), (16, 1000)]:
+        point, stripes = np.zeros(shape), np.indices(shape).sum(0) % 2 * 1.0
+        point[-1, 0] = 1
+        for picture in (point, stripes, np.ones(shape), rng.random(shape), (rng.random(shape) > 0.9) * 1.0):
+            try:
+                assert prepare_digit(picture).max() == 255
+            except ValueError as error:
+                assert str(error).startswith(("image has no clear ink", "image has shape"))
+
+
 def test_blank_pictures_are_refused():
     y, x = np.mgrid[0:1:200j, 0:1:300j]
     noise = 0.05 * np.random.default_rng(0).standard_normal(x.shape)
@@ -300,6 +316,13 @@ def test_files_that_are_no_picture_are_refused(tmp_path):
         prepare_digit(tmp_path / "notes.txt")
     with pytest.raises(FileNotFoundError):
         prepare_digit(tmp_path / "missing.png")
+
+
+def test_a_file_too_large_to_open_safely_is_refused(tmp_path, monkeypatch):
+    Image.fromarray(drawing()).save(tmp_path / "poster.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"poster\.png' is too large: .*; scale it down first"):
+        prepare_digit(tmp_path / "poster.png")
 
 
 def test_the_input_is_left_alone():

@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,15 +66,6 @@ def probabilities(labels: torch.Tensor, wrong: dict[int, tuple[int, float]]) -> 
     return table
 
 
-def field() -> list[dict]:
-    names = ("Net", "Nano", "first", "second", "third with a long name", "fourth")
-    sizes, accuracies = (7200, 3400, 7800, 7850, 7900, 7990), (99.5, 99.3, 99.41, 99.43, 99.42, 99.4)
-    return [
-        {"name": n, "parameters": p, "accuracy": a, "spread": s, "kind": "ours" if s else "published"}
-        for n, p, a, s in zip(names, sizes, accuracies, (0.03, 0.05, None, None, None, None), strict=True)
-    ]
-
-
 LABELS = torch.tensor([0, 1, 2, 1, 2, 2])
 CALLS = {
     "images": lambda: plots.plot_images(images(), LABELS, classes=WORDS),
@@ -85,7 +77,6 @@ CALLS = {
     "filters": lambda: plots.plot_filters(torch.randn(6, 1, 3, 3)),
     "feature_maps": lambda: plots.plot_feature_maps(network(), images()[0]),
     "parameters": lambda: plots.plot_parameters(network()),
-    "field": lambda: plots.plot_field(field()),
 }
 
 
@@ -123,7 +114,7 @@ def test_a_figure_comes_back_and_the_settings_stay(name):
 
 def test_no_pyplot_no_backend_and_nothing_at_import():
     code = (
-        "import sys, plots, torch\n"
+        "import sys, torch\nfrom kit import plots\n"
         "assert 'matplotlib' not in sys.modules and 'torchvision' not in sys.modules\n"
         "figure = plots.plot_images(torch.rand(2, 1, 8, 8))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
@@ -131,8 +122,8 @@ def test_no_pyplot_no_backend_and_nothing_at_import():
         "assert matplotlib.rcParams._get('backend') is matplotlib.rcsetup._auto_backend_sentinel\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
-    folder = Path(plots.__file__).parent
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=folder)
+    kit = Path(plots.__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=kit)
 
 
 def test_the_callers_style_does_not_leak_in():
@@ -141,6 +132,30 @@ def test_the_callers_style_does_not_leak_in():
     axes = figure.axes[1]
     assert figure.get_facecolor() == (1, 1, 1, 1)
     assert {label.get_fontsize() for label in (axes.title, axes.xaxis.label, *axes.get_yticklabels())} == {10}
+
+
+NAMES = ("$5 to $10", "a_$b", r"\alpha $x^$", "100 % & more", "<b>")  # "$x^$" is no valid formula
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda labels, wrong: plots.plot_images(images(5), labels, classes=NAMES),
+        lambda labels, wrong: plots.plot_confusion(labels, labels.flip(0), NAMES),
+        lambda labels, wrong: plots.plot_mistakes(images(5), labels, wrong, NAMES),
+        lambda labels, wrong: plots.plot_class_accuracy(labels, labels.flip(0), NAMES),
+        lambda labels, wrong: plots.plot_feature_maps(
+            nn.Sequential(OrderedDict({"$x^$": nn.Conv2d(1, 2, 3)})), images()[0]
+        ),
+    ],
+    ids=["images", "confusion", "mistakes", "class_accuracy", "feature_maps"],
+)
+def test_class_names_are_shown_as_they_are_and_never_as_formulas(draw):
+    figure = draw(torch.arange(5), torch.eye(5).flip(0))
+    figure.savefig(io.BytesIO(), format="png")  # in the caller's style
+    shown = [text for text in figure.findobj(matplotlib.text.Text) if "$" in text.get_text()]
+    assert shown and all(not text.get_parse_math() for text in shown)
+    pickle.loads(pickle.dumps(figure)).savefig(io.BytesIO(), format="png")
 
 
 # ---- Data ----
@@ -362,30 +377,6 @@ def test_a_shared_layer_counts_once():
     assert [text.get_text() for text in fields.texts] == ["3", "5"]
 
 
-# ---- The field ----
-
-
-def test_field_points_lines_and_names():
-    figure = plots.plot_field(field(), limit=8000, target=99.4)
-    axes = figure.axes[0]
-    assert sorted(texts(figure)) == sorted(entry["name"] for entry in field())
-    boxes = [matplotlib.text.Text.get_window_extent(text) for text in axes.texts]
-    assert not any(one.overlaps(two) for i, one in enumerate(boxes) for two in boxes[:i])
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert any("single run" in text for text in legend) and "limit, 8,000 parameters" in legend
-    ours, published = axes.containers
-    assert list(ours.lines[0].get_ydata()) == [99.5, 99.3] and ours.has_yerr
-    assert published.lines[0].get_markerfacecolor() == "white" and not published.has_yerr
-    lines = {line.get_label(): line for line in axes.lines}
-    assert set(lines["limit, 8,000 parameters"].get_xdata()) == {8000}
-    assert set(lines["target, 99.4 %"].get_ydata()) == {99.4}
-    wide = [
-        *field(),
-        {"name": "wide", "parameters": 10**6, "accuracy": 99.2, "spread": None, "kind": "published"},
-    ]
-    assert plots.plot_field(wide).axes[0].get_xscale() == "log"
-
-
 # ---- Bad arguments ----
 
 
@@ -442,14 +433,10 @@ def test_field_points_lines_and_names():
         (
             lambda: plots.plot_feature_maps(network(), images()[0], layers=["9"]),
             ValueError,
-            "9 does not put out",
+            "9 does not return",
         ),
         (lambda: plots.plot_parameters("Net"), TypeError, "model is a str"),
         (lambda: plots.plot_parameters(network(), (28, 28)), ValueError, "input_size is (28, 28)"),
-        (lambda: plots.plot_field([]), ValueError, "entries is empty"),
-        (lambda: plots.plot_field([{"name": "Net"}]), ValueError, "lacks accuracy"),
-        (lambda: plots.plot_field([field()[0] | {"kind": "theirs"}]), ValueError, "'theirs'"),
-        (lambda: plots.plot_field([field()[0] | {"accuracy": math.nan}]), ValueError, "nan"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(call, error, words):
@@ -462,3 +449,15 @@ def test_a_figure_can_be_saved_and_pickled():
     figure = pickle.loads(pickle.dumps(plots.plot_images(images())))
     figure.savefig(buffer, format="svg")
     assert b"<svg" in buffer.getvalue()
+
+
+def test_the_default_device_changes_nothing():
+    """Figures are drawn on the CPU, whatever torch.set_default_device says."""
+    labels, pixels, net = torch.arange(6), images(), network()
+    with torch.device("meta"):
+        plots.plot_images(pixels, [0, 1, 2, 3, 4, 5])
+        plots.plot_augmentation(pixels, lambda images, generator: images, draws=1)
+        plots.plot_confusion(labels, [0, 1, 2, 3, 4, 4], DIGITS)
+        plots.plot_class_accuracy(labels.tolist(), labels, DIGITS)
+        plots.plot_feature_maps(net, pixels[0])
+        plots.plot_parameters(net)

@@ -82,134 +82,6 @@ def test_seed_everything_seeds_torch_python_and_numpy():
         utils.seed_everything(-1)
 
 
-# --- Batches
-
-
-def test_batches_without_shuffle_are_ordered_repeatable_and_normalised():
-    data = random_data()
-    batches = Batches(data, 10)
-    assert len(batches) == len(list(batches)) == 7
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    assert torch.equal(labels, data.labels)
-    expected = (data.images.float() / 255 - data.mean[0]) / data.std[0]
-    assert torch.allclose(images, expected, atol=1e-5)
-    again = torch.cat([images for images, _ in batches])
-    assert torch.equal(images, again)
-
-
-def test_shuffle_visits_every_image_once_in_an_order_that_the_seed_decides():
-    data = ImageData(torch.zeros(50, 1, 4, 4, dtype=torch.uint8), torch.arange(50), mean=(0.0,), std=(1.0,))
-
-    def order(batches):
-        return torch.cat([labels for _, labels in batches]).tolist()
-
-    batches = Batches(data, 8, shuffle=True, seed=5)
-    first, second = order(batches), order(batches)
-    assert sorted(first) == list(range(50)) and first != second
-    assert order(Batches(data, 8, shuffle=True, seed=5)) == first
-    assert order(Batches(data, 8, shuffle=True, seed=6)) != first
-
-
-def test_augmented_batches_are_reproducible_whatever_the_global_generator_and_threads():
-    def draw(threads):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        torch.manual_seed(threads)
-        try:
-            return [images for images, _ in Batches(random_data(), 16, augment=Augment(), shuffle=True, seed=1)]
-        finally:
-            torch.set_num_threads(before)
-
-    assert all(torch.equal(one, two) for one, two in zip(draw(1), draw(2), strict=True))
-
-
-def test_test_batches_use_the_statistics_of_the_training_images():
-    train = random_data()
-    dark = train.images // 4
-    test = ImageData(dark, train.labels, train.classes, mean=train.mean, std=train.std)
-    images, _ = next(iter(Batches(test, 64)))
-    assert torch.allclose(images, (dark.float() / 255 - train.mean[0]) / train.std[0], atol=1e-5)
-
-
-def test_batches_refuse_what_is_no_data_set_and_impossible_sizes():
-    with pytest.raises(TypeError, match="as_tensors"):
-        Batches([(1, 2)], 4)
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        Batches(random_data(), 0)
-
-
-# --- Augment
-
-
-def test_augmentation_differs_within_a_batch_and_keeps_shape_dtype_and_background():
-    image = torch.zeros(1, 1, 28, 28)
-    image[..., 10:18, 12:16] = 1.0
-    changed = Augment()(image.expand(16, -1, -1, -1), torch.Generator().manual_seed(0))
-    assert changed.shape == (16, 1, 28, 28) and changed.dtype == torch.float32
-    assert len({tuple(one.flatten().tolist()) for one in changed}) == 16
-    assert changed.min() == 0 and changed.max() <= 1
-    assert (changed[..., 0, :] == 0).all() and (changed[..., :, 0] == 0).all()
-
-
-def test_augmentation_is_reproducible_and_no_change_is_no_change():
-    images = torch.rand(8, 3, 20, 30)
-    augment = Augment(elastic=1.0, erasing=0.5)
-    once, twice = (augment(images, torch.Generator().manual_seed(4)) for _ in range(2))
-    assert torch.equal(once, twice)
-    still = Augment(rotation=0, translation=0, scale=0, shear=0)
-    assert torch.allclose(still(images), images, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("limits", "moved"),
-    [({"translation": 0.25}, 7.0), ({"rotation": 90}, None), ({"scale": 0.5}, None), ({"shear": 45}, None)],
-)
-def test_each_kind_of_change_stays_within_its_limit(limits, moved):
-    none = {"rotation": 0, "translation": 0, "scale": 0, "shear": 0}
-    images = torch.zeros(500, 1, 28, 28)
-    images[..., 11:17, 11:17] = 1.0
-    changed = Augment(**{**none, **limits})(images, torch.Generator().manual_seed(0))
-    mass = changed.sum((1, 2, 3))
-    places = torch.arange(28.0)
-    centre_x = (changed.sum((1, 2)) * places).sum(1) / mass - 13.5
-    centre_y = (changed.sum((1, 3)) * places).sum(1) / mass - 13.5
-    if moved:  # a quarter of 28 pixels, either way
-        assert 0.95 * moved < centre_x.abs().max() <= moved + 0.01
-        assert 0.95 * moved < centre_y.abs().max() <= moved + 0.01
-    else:  # all others keep the centre
-        assert centre_x.abs().max() < 0.05 and centre_y.abs().max() < 0.05
-    if "scale" in limits:  # areas from (1 - 0.5)**2 to (1 + 0.5)**2
-        assert mass.min() < 36 * 0.35 and 36 * 1.9 < mass.max() < 36 * 2.35
-    elif not moved:  # rotation and shear keep the area
-        assert (mass - 36).abs().max() < 1.5
-
-
-def test_rotation_keeps_lengths_in_images_that_are_not_square():
-    images = torch.zeros(1, 1, 28, 56)
-    images[..., 13:15, 18:38] = 1.0  # a bar 20 wide and 2 high
-    turned = Augment(rotation=90, translation=0, scale=0, shear=0)(images.expand(64, -1, -1, -1), None)
-    assert (turned.sum((1, 2, 3)) - 40).abs().max() < 2
-
-
-def test_erasing_blanks_some_images_and_not_others():
-    changed = Augment(rotation=0, translation=0, scale=0, shear=0, erasing=0.5)(torch.ones(400, 1, 28, 28))
-    blank = (changed < 0.5).float().mean((1, 2, 3))
-    erased = blank[blank > 0]
-    assert 150 < len(erased) < 250
-    assert erased.min() > 0.005 and erased.max() < 0.25
-
-
-@pytest.mark.parametrize(("name", "value"), [("erasing", 1.5), ("rotation", -1), ("scale", math.nan)])
-def test_augment_refuses_impossible_numbers(name, value):
-    with pytest.raises(ValueError, match=f"{name} is"):
-        Augment(**{name: value})
-
-
-def test_augment_refuses_uint8():
-    with pytest.raises(ValueError, match=r"expected floats \(N, C, H, W\)"):
-        Augment()(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
-
-
 # --- Training
 
 
@@ -356,24 +228,6 @@ def test_an_empty_iterable_is_refused():
         utils.evaluate(net, [])
 
 
-# --- Prediction
-
-
-def test_predict_gives_probabilities_for_one_image_and_for_many():
-    data, net = random_data(), model.Net()
-    many = utils.predict(net, data.images, data=data)
-    assert many.shape == (64, 10) and torch.allclose(many.sum(1), torch.ones(64))
-    assert torch.allclose(utils.predict(net, data.images[3], data=data), many[3], atol=1e-6)
-    normalised, _ = next(iter(Batches(data, 64)))
-    assert torch.allclose(utils.predict(net, normalised), many, atol=1e-5)
-    assert net.training
-
-
-def test_predict_says_what_uint8_images_need():
-    with pytest.raises(ValueError, match="data=train"):
-        utils.predict(model.Net(), random_data().images)
-
-
 def test_the_bar_shows_running_loss_and_accuracy(monkeypatch):
     shown = []
     monkeypatch.setattr(utils.tqdm, "set_postfix_str", lambda self, text: shown.append(text), raising=False)
@@ -433,20 +287,6 @@ def test_a_full_gpu_is_answered_with_what_to_do(monkeypatch):
         utils.Batches(data, 2, device="cpu")
 
 
-def test_later_epochs_show_the_images_as_they_are():
-    data = random_data()
-    plain = torch.cat([images for images, _ in Batches(data, 16, device="cpu")])
-    batches = Batches(data, 16, augment=Augment(), augment_epochs=1, device="cpu", seed=0)
-    seen = []
-    for epoch in (0, 1, 2, 0):
-        batches.set_epoch(epoch)
-        seen.append(torch.cat([images for images, _ in batches]))
-    assert torch.equal(seen[1], plain) and torch.equal(seen[2], plain)
-    assert not torch.equal(seen[0], plain) and not torch.equal(seen[3], plain)
-    with pytest.raises(ValueError, match="augment_epochs is -1"):
-        Batches(data, 16, augment_epochs=-1)
-
-
 def test_fit_tells_batches_and_samplers_which_epoch_it_is():
     class Sampler(torch.utils.data.SequentialSampler):
         told: typing.ClassVar[list] = []
@@ -461,21 +301,9 @@ def test_fit_tells_batches_and_samplers_which_epoch_it_is():
     assert Sampler.told == [0, 1, 2]
 
 
-def test_shifted_views_are_the_mean_over_the_image_and_its_neighbours():
-    net = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3, stride=2), torch.nn.Flatten(), torch.nn.LazyLinear(4))
-    images = torch.zeros(2, 1, 12, 12)
-    images[:, :, 4:8, 4:8] = torch.rand(2, 1, 4, 4)  # away from the border, where rolling is shifting
-    shifts = [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]
-    expected = torch.stack([net(images.roll(shift, (2, 3))) for shift in shifts]).mean(0)
-    views = utils.ShiftedViews(net)
-    torch.testing.assert_close(views(images), expected)
-    assert views(torch.rand(2, 1, 12, 12)).shape == (2, 4)
-    assert sum(p.numel() for p in views.parameters()) == sum(p.numel() for p in net.parameters())
-
-
 PAGE_FAULTS = """
 import resource, torch, utils
-utils._keep_freed_memory()
+utils.keep_freed_memory()
 take = lambda: [torch.ones(1 << 20) for _ in range(4)]  # four times 4 MB, gone at once
 take()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

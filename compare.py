@@ -1,0 +1,349 @@
+"""Which of several trainings is better? Train every variant from the same seeds and compare them seed by seed.
+
+    from dataclasses import replace
+
+    from compare import compare
+    from model import Net
+    from utils import Augment, Recipe, load_mnist, split
+
+    train, validation = split(load_mnist()[0], 10_000)
+    variants = {
+        "Net": Net,
+        "dropout": lambda: Net(dropout=0.05),
+        "no shear": replace(Recipe(), augment=Augment(shear=0)),
+    }
+    result = compare(variants, train, validation, seeds=5, folder="runs")
+    print(result)  # in a notebook: `result` as the last line of a cell
+    result.plot()
+
+Choose on validation images, as here. The test set is for one last measurement of what you chose: if it chooses, the
+luck of the winner on just these images becomes part of its figure, and new images will show a lower one.
+
+The runs are spread over processes by joblib. For a cluster, put one line around the call (see docs/compare.md):
+`with joblib.parallel_config(backend="dask"):`, or "ray".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import operator
+import os
+import platform
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cloudpickle
+import joblib
+import numpy
+import torch
+from joblib.parallel import LokyBackend, get_active_backend
+from torch import nn
+from tqdm import tqdm
+
+from kit.comparisons import escape_markdown, summarize, tables, verdicts
+from kit.fingerprint import fingerprint
+from kit.plots_compare import plot_comparison
+from kit.runtime import follow_parent, get_device, seed_everything, somebody_watches, write_atomically
+from kit.settings import as_plain, checksum
+from kit.stored_runs import load_run, run_file, save_run
+from model import Net, count_parameters
+from utils import ImageData, Recipe, as_tensors, train_network
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Maker = Callable[[], nn.Module]
+Run = dict[str, Any]  # what one training measured, or its "error": plain data
+
+_one_at_a_time = threading.Lock()  # the random generators belong to the process: threads would share their draws
+
+
+@dataclass(repr=False)
+class Comparison:
+    """The result of `compare`: shown as a table in a notebook, and as text by print.
+
+    variants: name -> {"network", "recipe"}, as plain data; the first is the baseline.
+    seeds: the seeds that were asked for.
+    data: number and checksums of the images.
+    runs: one dictionary for each run: "variant", "seed", "parameters", "train_loss", "train_accuracy", "test_loss",
+        "test_accuracy", "learning_rate" and "seconds" (lists, one entry per epoch; accuracy in percent), "torch",
+        "commit", "threads" and "device"; or, for a run that failed, "variant", "seed", "error" and "traceback".
+    """
+
+    variants: dict[str, dict[str, Any]]
+    seeds: list[int]
+    data: dict[str, Any]
+    runs: list[Run]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Return the statistics as plain data, one dictionary per variant."""
+        return summarize(self.variants, self.runs)
+
+    def table(self) -> str:
+        """Return the tables of accuracy and loss as text, then what they show in words."""
+        summary = self.summary()
+        return "\n\n".join([*tables(summary), *verdicts(summary, self._missing())])
+
+    def plot(self) -> Figure:
+        """Plot the final accuracy and loss: one dot per seed, their mean and its 95 % interval."""
+        return plot_comparison(list(self.variants), self.runs)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write settings, statistics and every run to `path`."""
+        content = {"variants": self.variants, "seeds": self.seeds, **self.data}
+        content |= {"versions": {"python": platform.python_version(), "torch": torch.__version__}}
+        content |= {"summary": self.summary(), "runs": self.runs}
+        write_atomically(Path(path).expanduser(), (json.dumps(content, indent=1) + "\n").encode())
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def _repr_markdown_(self) -> str:
+        summary = self.summary()
+        words = map(escape_markdown, verdicts(summary, self._missing()))
+        return "\n\n".join([*tables(summary, markdown=True), *words])
+
+    def _missing(self) -> int:
+        """Return how many runs were not done because of Ctrl-C."""
+        return len(self.variants) * len(self.seeds) - len(self.runs)
+
+
+def compare(
+    variants: Mapping[str, Maker | Recipe | tuple[Maker, Recipe]],
+    train: Any,
+    test: Any,
+    *,
+    seeds: int | Iterable[int] = 5,
+    recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+    folder: str | Path | None = None,
+    jobs: int | None = None,
+) -> Comparison:
+    """Train every variant from every seed and compare the final accuracy and loss with those of the first variant.
+
+    variants: name -> what makes a network (a class, function or lambda, also one defined in a notebook cell), a
+        Recipe, or a pair (maker, Recipe). The first is the baseline. A Recipe alone trains the baseline's network,
+        or model.Net if the baseline is a Recipe as well; a maker alone is trained by `recipe`.
+    train, test: ImageData, or any data set that as_tensors takes. Choose on a validation split, not on the test set.
+    seeds: a number n, for seeds 0 to n - 1, or the seeds themselves. They are paired: one seed gives every variant
+        the same order of images and the same draws, so far as its settings allow.
+    folder: where each finished run is stored at once. The same call trains only what is missing there, such as more
+        seeds or one more variant. A run is found again if the code of its network, its recipe, the images, seed,
+        kind of device and versions of torch and Python are all the same: the name of its variant does not matter.
+    jobs: runs at a time, each on one thread. None takes all cores, but 1 on a GPU, or what joblib.parallel_config
+        says. With 1, they take place in this process and seed its generators.
+
+    Prints a line for each finished run. Ctrl-C stops all runs and returns what is finished. A run that raises an
+    error or diverges is reported in its variant's row and does not end the others.
+    Raises ValueError or TypeError for wrong arguments, RuntimeError if a worker process dies, as for lack of memory.
+    """
+    train = as_tensors(train)
+    test = test if isinstance(test, ImageData) else as_tensors(test, statistics_of=train)
+    chosen = _check_variants(variants, recipe, functools.partial(Net, train.images.shape[1], len(train.classes)))
+    numbers = _check_seeds(seeds)
+    data = {f"{name}_{key}": value for name, part in (("train", train), ("test", test)) for key, value in _facts(part)}
+    if folder is not None:
+        folder = Path(folder).expanduser().absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+    tasks = _tasks(chosen, numbers, data, folder)
+    described = {name: {"network": as_plain(make), "recipe": as_plain(own)} for name, (make, own) in chosen.items()}
+    stored = ((task, task.file and load_run(task.file, task.settings)) for task in tasks)
+    done = {task.key: run | {"variant": task.variant} for task, run in stored if run}
+    missing = [task for task in tasks if task.key not in done]
+    if done:
+        print(f"{len(done)} of {len(tasks)} runs were found in {folder}.", flush=True)
+    width = max(map(len, chosen))
+    with tqdm(total=len(tasks), initial=len(done), unit="run", disable=not somebody_watches(), file=sys.stdout) as bar:
+        try:
+            for task, run in _train_all(missing, train, test, jobs):
+                done[task.key] = run
+                if task.file is not None and "error" not in run and not task.file.exists():
+                    save_run(task.file, task.settings, run)  # the worker has another disk
+                bar.update()
+                tqdm.write(_line(run, width), file=sys.stdout)
+        except KeyboardInterrupt:
+            tqdm.write(f"Interrupted after {len(done)} of {len(tasks)} runs.", file=sys.stdout)
+    runs = [done[name, seed] for name in chosen for seed in numbers if (name, seed) in done]
+    return Comparison(described, numbers, data, runs)
+
+
+def _check_variants(variants: Any, recipe: Recipe, default: Maker) -> dict[str, tuple[Maker, Recipe]]:
+    """Return name -> (maker, recipe) for every variant."""
+    if not isinstance(variants, Mapping) or not variants:
+        raise TypeError(f"variants is {variants!r}; expected a dictionary such as {{'Net': Net, 'mine': MyNet}}")
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe is {recipe!r}; expected a Recipe, such as replace(Recipe(), epochs=5)")
+    chosen: dict[str, tuple[Maker, Recipe]] = {}
+    for name, variant in variants.items():
+        first = next(iter(chosen.values()))[0] if chosen else default
+        pair = variant if isinstance(variant, tuple) else (first, variant) if isinstance(variant, Recipe) else None
+        make, own = pair if pair is not None and len(pair) == 2 else (variant, recipe)
+        if (
+            not isinstance(name, str)
+            or not callable(make)
+            or isinstance(make, nn.Module)
+            or not isinstance(own, Recipe)
+        ):
+            raise TypeError(
+                f"variants: {name!r} is {variant!r}; expected text -> what makes a network, such as Net or "
+                "lambda: Net(dropout=0.1), a Recipe, or a pair of both"
+            )
+        chosen[name] = make, own
+    return chosen
+
+
+def _check_seeds(seeds: Any) -> list[int]:
+    try:
+        numbers = [operator.index(seed) for seed in (seeds if isinstance(seeds, Iterable) else range(seeds))]
+    except TypeError:
+        numbers = []
+    if isinstance(seeds, bool) or not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0:
+        raise ValueError(f"seeds is {seeds!r}; expected a number of at least 1, or different whole numbers from 0")
+    return numbers
+
+
+# ------------------------------------------------------------------------------------------------------ The runs
+
+
+class Task(NamedTuple):
+    """One run to do: small, so that it travels cheaply; the data travels by itself, once."""
+
+    variant: str
+    seed: int
+    payload: bytes  # the pickled maker and recipe
+    settings: dict[str, Any]  # all of them, as plain data
+    file: Path | None
+    device: str
+    commit: str | None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.variant, self.seed
+
+
+def _facts(data: ImageData) -> Iterator[tuple[str, Any]]:
+    yield "images", len(data)
+    yield "checksum", checksum(json.dumps(as_plain([data.images, data.labels, data.mean, data.std])).encode())
+
+
+def _tasks(
+    chosen: dict[str, tuple[Maker, Recipe]], seeds: list[int], data: dict[str, Any], folder: Path | None
+) -> list[Task]:
+    """Return all tasks, seed by seed: so there are pairs to compare early on."""
+    device, commit, tasks = get_device().type, _commit(), {}
+    for name, (make, recipe) in chosen.items():
+        try:
+            payload = cloudpickle.dumps((make, recipe))
+        except Exception as error:
+            raise TypeError(f"variants: {name!r} cannot be sent to another process: {error}") from error
+        settings = {
+            "network": as_plain(make),
+            "recipe": as_plain(recipe),
+            "code": fingerprint(make, recipe, train_network),
+            **data,
+            "device": device,
+            "torch": torch.__version__.partition("+")[0],
+            "python": ".".join(platform.python_version_tuple()[:2]),
+        }
+        for seed in seeds:
+            own = settings | {"seed": seed}
+            file = None if folder is None else run_file(folder, own)
+            tasks[seed, name] = Task(name, seed, payload, own, file, device, commit)
+    return [tasks[seed, name] for seed in seeds for name in chosen]
+
+
+@functools.cache
+def _commit() -> str | None:
+    """Return the commit of the kit, marked "-dirty" if files were changed since; None outside a git repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError):
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        return done.stdout.strip() or None
+    return None
+
+
+def _train_all(tasks: list[Task], train: ImageData, test: ImageData, jobs: int | None) -> Iterator[tuple[Task, Run]]:
+    """Train `tasks` in parallel; yield (task, run) as they finish. On any exception, end all workers."""
+    if not tasks:
+        return
+    backend, configured = get_active_backend()
+    local = isinstance(backend, LokyBackend)
+    jobs = jobs or configured or (1 if local and tasks[0].device != "cpu" else -1)
+    streams = backend.supports_return_generator  # Ray does not: it returns all runs together, at the end
+    options = {"initializer": follow_parent, "initargs": (os.getpid(),)} if local else {}
+    parallel = joblib.Parallel(
+        n_jobs=min(joblib.effective_n_jobs(jobs), len(tasks)),
+        return_as="generator_unordered" if streams else "list",
+        batch_size=1,
+        **options,
+    )
+    # NumPy arrays, and at the top level: joblib maps them into all processes of a machine, and Dask sends them once.
+    arrays = [part.cpu().numpy() for data in (train, test) for part in (data.images, data.labels)]
+    about = [(data.classes, data.source, data.mean, data.std) for data in (train, test)]
+    calls = (joblib.delayed(_train_one)(number, task, about, *arrays) for number, task in enumerate(tasks))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tasks", module="joblib")  # that Ctrl-C leaves runs undone
+        runs = parallel(calls)
+        with contextlib.closing(runs) if streams else contextlib.nullcontext():
+            for number, run in runs:
+                yield tasks[number], run
+
+
+def _train_one(number: int, task: Task, about: list[Any], *arrays: numpy.ndarray) -> tuple[int, Run]:
+    """Train one variant from one seed, in any process; return what was measured, or the error."""
+    start: Run = {"variant": task.variant, "seed": task.seed}
+    with _one_at_a_time, _one_thread():
+        try:
+            train, test = _as_data(arrays[:2], about[0]), _as_data(arrays[2:], about[1])
+            make, recipe = cloudpickle.loads(task.payload)
+            seed_everything(task.seed)
+            model = make()
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"its maker returned {type(model).__name__}; expected a network, an nn.Module")
+            model = model.to(get_device(task.device))
+            history = train_network(model, train, test, recipe, seed=task.seed, verbose=False)
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}".strip()
+            return number, {**start, "error": message, "traceback": traceback.format_exc()}
+    if len(history) < recipe.epochs:  # Ctrl-C ends `fit` normally; here it must end everything
+        raise KeyboardInterrupt
+    start |= {"parameters": count_parameters(model), **vars(history)}
+    run = start | {"torch": torch.__version__, "commit": task.commit, "threads": 1, "device": task.device}
+    if task.file is not None and task.file.parent.exists():
+        with contextlib.suppress(OSError):  # the main process will try as well, and report it
+            save_run(task.file, task.settings, run)
+    return number, run
+
+
+def _as_data(arrays: Iterable[numpy.ndarray], about: tuple[Any, ...]) -> ImageData:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable")  # nobody writes to them
+        images, labels = map(torch.from_numpy, arrays)
+    return ImageData(images, labels, *about)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _line(run: Run, width: int) -> str:
+    """One finished run as a line of a table."""
+    start = f"{run['variant']:<{width}}  seed {run['seed']:<3}  "
+    if "error" in run:
+        return start + "failed: " + run["error"].partition("\n")[0]
+    accuracy, loss, seconds = run["test_accuracy"][-1], run["test_loss"][-1], sum(run["seconds"])
+    return start + f"accuracy {accuracy:6.2f} %  loss {loss:.4f}  {seconds:6.1f} s"

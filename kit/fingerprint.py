@@ -1,0 +1,161 @@
+"""A checksum of settings and of the code behind them: it tells whether two trainings do the same.
+
+Where `kit.settings.as_plain` names a class or function, `fingerprint` also reads its code, and that of everything
+it refers to within the project. It changes when a layer, a default or a helper function changes; comments, line
+numbers and names do not matter. What is installed (torch, say) or built in counts by its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import functools
+import importlib
+import json
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+from torch import Tensor
+
+from kit.settings import as_plain, checksum, code_parts, name_of
+
+
+def fingerprint(*values: Any) -> str:
+    """Return a checksum of `values` and of the project's code behind them, as 16 hexadecimal digits.
+
+    Equal values give equal checksums in any process of one Python version (bytecode differs between versions).
+    Values may be anything: networks, functions, lambdas, classes from a notebook cell, partials, containers.
+    """
+    walk = _Walk()
+    described = [walk.describe(value) for value in values]
+    return checksum(json.dumps([described, walk.code]).encode())
+
+
+class _Walk:
+    """Describes values as plain data; each function and class of the project once, in the order of discovery."""
+
+    def __init__(self) -> None:
+        self.code: list[Any] = []  # the descriptions of the functions and classes
+        self.found: list[Any] = []  # the functions and classes themselves
+        self.open: set[int] = set()  # ids of the objects being described, to stop at cycles
+
+    def describe(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+            return [type(value).__name__, repr(value)]
+        if isinstance(value, Tensor | numpy.ndarray | numpy.generic):
+            return as_plain(value)
+        if isinstance(value, types.ModuleType):
+            return value.__name__
+        if isinstance(value, types.BuiltinFunctionType):
+            return name_of(value)
+        if isinstance(value, types.FunctionType | type):
+            return self._code_of(value)
+        if isinstance(value, functools._lru_cache_wrapper):
+            return self.describe(value.__wrapped__)
+        if isinstance(value, staticmethod | classmethod):
+            return self.describe(value.__func__)
+        if isinstance(value, property):
+            return self.describe([value.fget, value.fset, value.fdel])
+        if id(value) in self.open:
+            return "cycle"
+        self.open.add(id(value))
+        try:
+            return self._content(value)
+        finally:
+            self.open.remove(id(value))
+
+    def _content(self, value: Any) -> Any:
+        """Describe a container by its items, and any other object by what pickle would keep of it."""
+        if isinstance(value, list | tuple):
+            return [self.describe(type(value)), *map(self.describe, value)]
+        if isinstance(value, dict):
+            return [self.describe(type(value)), *([self.describe(key), self.describe(value[key])] for key in value)]
+        if isinstance(value, set | frozenset):
+            return [type(value).__name__, *sorted(json.dumps(self.describe(item)) for item in value)]
+        try:
+            reduced = value.__reduce_ex__(4)
+        except Exception:  # a lock, a file, a generator: only its kind can be told
+            return self.describe(type(value))
+        if isinstance(reduced, str):  # the name of a global
+            return f"{type(value).__module__}.{reduced}"
+        parts = [list(part) if isinstance(part, Iterator) else part for part in reduced]
+        return [self.describe(type(value)), *map(self.describe, parts)]
+
+    def _code_of(self, thing: Any) -> Any:
+        if not _is_own(thing.__module__):
+            return name_of(thing)
+        for place, known in enumerate(self.found):
+            if known is thing:
+                return {"code": place}
+        place = len(self.found)
+        self.found.append(thing)
+        self.code.append(None)
+        self.code[place] = self._class(thing) if isinstance(thing, type) else self._function(thing)
+        return {"code": place}
+
+    def _class(self, cls: type) -> Any:
+        members = {
+            name: self.describe(member)
+            for name, member in sorted(vars(cls).items())
+            if isinstance(member, types.FunctionType | staticmethod | classmethod | property)
+            or not name.startswith("__")
+        }
+        return [[self.describe(base) for base in cls.__bases__], members]
+
+    def _function(self, function: types.FunctionType) -> Any:
+        captured = []
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # a cell that is still empty
+                captured.append(self.describe(cell.cell_contents))
+        used = {name: self.describe(value) for name, value in _references(function)}
+        defaults = self.describe([function.__defaults__, function.__kwdefaults__])
+        return [checksum(*code_parts(function.__code__)), defaults, captured, used]
+
+
+def _references(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) of the globals that `function` reads, and of what it may read in the project's modules."""
+    loaded, imported, attributes = _names(function.__code__)
+    values = {name: function.__globals__[name] for name in loaded if name in function.__globals__}
+    for name in imported:
+        with contextlib.suppress(ImportError):
+            values[name] = importlib.import_module(name)
+    for name, value in sorted(values.items(), key=lambda item: item[0]):
+        yield name, value
+        if isinstance(value, types.ModuleType) and _is_own(value.__name__):
+            for attribute in sorted(attributes):
+                if hasattr(value, attribute):
+                    yield f"{name}.{attribute}", getattr(value, attribute)
+
+
+def _names(code: types.CodeType) -> tuple[set[str], set[str], set[str]]:
+    """Return the globals, modules and attributes named in `code` and in the functions within it."""
+    loaded, imported, attributes = set(), set(), set()
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            loaded.add(step.argval)
+        elif step.opname == "IMPORT_NAME":
+            imported.add(step.argval)
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
+            attributes.add(step.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            for mine, inner in zip((loaded, imported, attributes), _names(constant), strict=True):
+                mine |= inner
+    return loaded, imported, attributes
+
+
+@functools.cache
+def _is_own(module: str | None) -> bool:
+    """Return whether `module` is the user's or the kit's: neither installed nor part of Python."""
+    if module in (None, "__main__") or module not in sys.modules:
+        return True
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None:  # built in
+        return False
+    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return not installed and not Path(file).is_relative_to(sysconfig.get_path("stdlib"))

@@ -1,0 +1,498 @@
+"""compare(): runs that are stored and found again, honest statistics, and workers that never outlive their parent."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import joblib
+import nbformat
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+from nbclient import NotebookClient
+from scipy import stats
+from torch import nn
+
+from compare import Comparison, compare
+from kit import statistics
+from kit.fingerprint import fingerprint
+from model import Net
+from utils import Augment, ImageData, Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+ONE_EPOCH = Recipe(epochs=1, batch_size=50, augment=None)
+
+
+class Small(nn.Sequential):
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__(nn.Flatten(), nn.Dropout(dropout), nn.Linear(64, 10))
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (100, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    return ImageData(images, torch.arange(100) % 10)
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[tuple[str, int]]:
+    """The (variant, seed) of every run that is really trained in this process."""
+    import compare as module
+
+    calls, train_one = [], module._train_one
+
+    def counted(number, task, *arguments):
+        calls.append((task.variant, task.seed))
+        return train_one(number, task, *arguments)
+
+    monkeypatch.setattr(module, "_train_one", counted)
+    return calls
+
+
+def runs_of(accuracies: dict[str, list[float]], losses: dict[str, list[float]] | None = None) -> Comparison:
+    """A comparison with these final accuracies, one per seed; the losses, if not given, follow them."""
+    losses = losses or {name: [(100 - value) / 50 for value in values] for name, values in accuracies.items()}
+    runs = [
+        {"variant": name, "seed": seed, "parameters": 650, "seconds": [1.5, 2.5]}
+        | {"test_accuracy": [10.0, accuracy], "test_loss": [2.3, losses[name][seed]]}
+        for name, values in accuracies.items()
+        for seed, accuracy in enumerate(values)
+    ]
+    recipe = {"criterion": "cross_entropy", "test_criterion": None}
+    seeds = list(range(max(map(len, accuracies.values()))))
+    return Comparison({name: {"network": name, "recipe": recipe} for name in accuracies}, seeds, {}, runs)
+
+
+# ---------------------------------------------------------------------------------------------------- Statistics
+
+
+def test_the_paired_difference_agrees_with_scipy():
+    generator = numpy.random.default_rng(0)
+    base = generator.normal(size=6)
+    values = base + generator.normal(0.8, 0.5, size=6)
+    difference, expected = statistics.paired_difference(values.tolist(), base.tolist()), stats.ttest_rel(values, base)
+    interval = expected.confidence_interval(0.95)
+    assert difference.p == pytest.approx(expected.pvalue)
+    assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
+    assert difference.sd == pytest.approx(numpy.std(values - base, ddof=1))
+
+
+@pytest.mark.parametrize("values", [[99.4], [99.4, 99.5], [math.nan, 99.5]])
+def test_without_spread_there_is_neither_interval_nor_p(values):
+    difference = statistics.paired_difference(values, [99.2, 99.3][: len(values)])
+    assert difference[1:] == (None, None, None, None)
+
+
+def test_holm_multiplies_the_smallest_most_and_keeps_the_order():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+@pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10), (-0.5, 34)])
+def test_seeds_needed_agrees_with_the_published_sample_sizes(effect, pairs):
+    assert statistics.seeds_needed(effect) == pairs  # G*Power 3.1, two-sided paired t test, 80 % power at 5 %
+
+
+def test_an_effect_that_is_too_small_needs_too_many_seeds():
+    assert statistics.seeds_needed(0.001) is None and statistics.seeds_needed(0.0) is None
+
+
+# ------------------------------------------------------------------------------------------- What a result says
+
+
+def test_a_clear_difference_and_an_unclear_one_are_told_apart():
+    base = [99.40, 99.45, 99.42, 99.47, 99.38]
+    worse = [value - 0.2 + 0.01 * (seed % 2) for seed, value in enumerate(base)]
+    alike = [99.44, 99.40, 99.47, 99.41, 99.43]
+    summary = {row["variant"]: row for row in runs_of({"Net": base, "worse": worse, "alike": alike}).summary()}
+    clear, unclear = (summary[name]["accuracy"]["difference"] for name in ("worse", "alike"))
+    p = [stats.ttest_rel(values, base).pvalue for values in (worse, alike)]
+    assert clear["clear"] and not unclear["clear"]
+    assert clear["mean"] == pytest.approx(-0.196) and clear["seeds_needed"] is None
+    assert clear["p"] == pytest.approx(p[0]) and 2 * p[0] < clear["p_corrected"] <= 4 * p[0]
+    assert unclear["p_corrected"] == pytest.approx(min(1, 2 * p[1])) and unclear["seeds_needed"] > 5
+    assert summary["Net"]["accuracy"]["difference"] is None and summary["Net"]["seconds"] == 4.0
+
+    table = runs_of({"Net": base, "worse": worse, "alike": alike}).table()
+    assert re.search(r"Net \(baseline\) +99.42 ± 0.04", table)
+    assert "worse: accuracy is clearly lower (worse), by 0.2 points; loss is clearly higher (worse)" in table
+    assert re.search(r"alike: accuracy shows no clear difference: about \d[\d,]* seeds to tell 0.0\d+ points", table)
+
+
+def test_accuracy_and_loss_may_disagree_and_both_are_said():
+    accuracies = {"Net": [99.4, 99.5, 99.3, 99.4], "mine": [99.5, 99.4, 99.4, 99.3]}
+    losses = {"Net": [0.020, 0.021, 0.019, 0.022], "mine": [0.0151, 0.0160, 0.0139, 0.0172]}
+    table = runs_of(accuracies, losses).table()
+    assert "mine: accuracy is equal" in table or "mine: accuracy shows no clear difference" in table
+    assert "loss is clearly lower (better), by 0.0049" in table
+
+
+def test_pairs_are_the_seeds_that_both_variants_finished():
+    result = runs_of({"Net": [1.0, 2.0, 3.0, 5.0], "mine": [2.0, 4.0, 4.0]})
+    difference = result.summary()[1]["accuracy"]["difference"]
+    assert difference["pairs"] == 3 and difference["mean"] == pytest.approx(4 / 3)
+
+
+def test_one_seed_has_no_intervals_and_the_table_says_why():
+    table = runs_of({"Net": [99.4], "mine": [99.5]}).table()
+    assert "+0.10" in table and "±" not in table.replace("mean ± sd", "")
+    assert "One seed gives no intervals" in table and "clear" not in table
+
+
+def test_losses_by_different_criteria_are_not_compared():
+    result = runs_of({"Net": [99.4, 99.5], "smooth": [99.5, 99.8]})
+    result.variants["smooth"]["recipe"] = {"criterion": "smoothed", "test_criterion": None}
+    assert result.summary()[1]["loss"]["difference"] is None
+    assert "Not compared: the loss of smooth" in result.table()
+    result.variants["smooth"]["recipe"] = {"criterion": "smoothed", "test_criterion": "cross_entropy"}
+    assert result.summary()[1]["loss"]["difference"] is not None
+
+
+def test_the_notebook_shows_names_as_they_are():
+    shown = runs_of({"a|b": [99.4, 99.5], "<i>*c*": [99.5, 99.8]})._repr_markdown_()
+    assert "| a\\|b (baseline) |" in shown and "&lt;i>\\*c\\*" in shown
+
+
+def test_the_plot_has_a_dot_per_seed_and_both_measures():
+    figure = runs_of({"Net": [99.4, 99.5, 99.3], "mine": [99.5, 99.4, 99.2], "failed": []}).plot()
+    accuracy, loss = figure.axes
+    dots = [line for line in accuracy.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [sorted(dot.get_xdata()) for dot in dots] == [[99.3, 99.4, 99.5], [99.2, 99.4, 99.5]]
+    assert [text.get_text() for text in accuracy.get_yticklabels()] == ["Net\n(baseline)", "mine", "failed"]
+    assert [text.get_text() for text in loss.texts] == ["no finished run"]
+
+
+# ---------------------------------------------------------------------------------------- Runs in this process
+
+
+def test_seeds_are_paired_and_every_run_records_its_circumstances(data):
+    result = compare(
+        {"a": Small, "b": lambda: Small(), "c": partial(Small, 0.5)}, data, data, seeds=2, recipe=ONE_EPOCH, jobs=1
+    )
+    a0, a1, b0, b1, c0, _ = result.runs
+    assert a0["test_loss"] == b0["test_loss"] != a1["test_loss"] == b1["test_loss"]
+    assert c0["test_loss"] != a0["test_loss"]
+    assert (a0["seed"], a0["parameters"], a0["threads"], a0["torch"]) == (0, 650, 1, torch.__version__)
+    keys = {"train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "commit"}
+    assert keys <= set(a0) and len(a0["test_accuracy"]) == 1
+    assert "b: accuracy is equal for every seed; loss is equal for every seed." in result.table()
+
+
+def test_the_same_call_trains_only_what_is_missing(data, tmp_path, trained):
+    call = partial(compare, train=data, test=data, recipe=ONE_EPOCH, folder=tmp_path, jobs=1)
+    first = call({"a": Small, "b": Augmented}, seeds=[3, 1])
+    assert sorted(trained) == [("a", 1), ("a", 3), ("b", 1), ("b", 3)]
+    trained.clear()
+    again = call({"a": Small, "b": Augmented}, seeds=[3, 1])
+    assert not trained and again.runs == first.runs
+    more = call({"renamed": Small, "b": Augmented, "new": partial(Small, 0.3)}, seeds=[1, 3, 4])
+    assert sorted(trained) == [("b", 4), ("new", 1), ("new", 3), ("new", 4), ("renamed", 4)]
+    assert more.runs[1] == first.runs[0] | {"variant": "renamed"}
+
+
+class Augmented(Small):
+    """As Small, but another class."""
+
+    def forward(self, images):
+        return super().forward(images * 2)
+
+
+def test_changed_settings_are_trained_anew(data, tmp_path, trained):
+    call = partial(compare, train=data, test=data, seeds=1, folder=tmp_path, jobs=1)
+    other = ImageData(data.images.flip(0), data.labels)
+    noise = 0.1
+
+    def noisy(images, generator):
+        return images + noise
+
+    call({"a": Small}, recipe=ONE_EPOCH)
+    call({"a": Small}, recipe=replace(ONE_EPOCH, lr=0.01))
+    call({"a": Small}, recipe=replace(ONE_EPOCH, augment=noisy))
+    noise = 0.2
+    call({"a": Small}, recipe=replace(ONE_EPOCH, augment=noisy))
+    call({"a": Small}, recipe=replace(ONE_EPOCH, criterion=nn.CrossEntropyLoss(label_smoothing=0.1)))
+    call({"a": Small}, recipe=replace(ONE_EPOCH, criterion=nn.CrossEntropyLoss(label_smoothing=0.2)))
+    call({"a": Small}, recipe=ONE_EPOCH, train=other)
+    call({"a": Small}, recipe=ONE_EPOCH, test=other)
+    assert len(trained) == len(list(tmp_path.iterdir())) == 8
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-40], lambda text: text.replace('"seed": 0', '"seed": 1'), lambda _: "[]"]
+)
+def test_a_damaged_file_is_named_and_its_run_repeated(data, tmp_path, trained, damage):
+    call = partial(compare, {"a": Small}, data, data, seeds=1, recipe=ONE_EPOCH, folder=tmp_path, jobs=1)
+    first = call()
+    (file,) = tmp_path.iterdir()
+    file.write_text(damage(file.read_text()))
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged"):
+        again = call()
+    assert len(trained) == 2 and again.runs[0]["test_loss"] == first.runs[0]["test_loss"]
+    assert call().runs == again.runs and len(trained) == 2
+
+
+def test_a_variant_that_fails_is_reported_and_not_stored(data, tmp_path, capsys):
+    def diverges(logits, labels):
+        return F.cross_entropy(logits, labels) * math.inf
+
+    variants = {"fine": Small, "wrong": lambda: nn.Linear(3, 3), "no net": lambda: 7}
+    variants["diverges"] = replace(ONE_EPOCH, criterion=diverges)
+    result = compare(variants, data, data, seeds=2, recipe=ONE_EPOCH, folder=tmp_path, jobs=1)
+    assert len(list(tmp_path.iterdir())) == 2
+    table = result.table()
+    assert "wrong: seeds 0, 1 failed with RuntimeError: mat1 and mat2" in table
+    assert "no net: seeds 0, 1 failed with TypeError: its maker returned int" in table
+    assert re.search(r"diverges: seeds 0, 1 failed with NonFiniteLoss: epoch 1: .*loss is (inf|nan)", table)
+    assert "in train_network" in result.runs[-1]["traceback"]
+    assert capsys.readouterr().out.count("failed: ") == 6
+
+
+def test_a_recipe_trains_the_network_of_the_baseline(data):
+    slow = replace(ONE_EPOCH, lr=1e-4)
+    result = compare(
+        {"a": Small, "b": slow, "c": (partial(Small, 0.0), slow)}, data, data, seeds=1, recipe=ONE_EPOCH, jobs=1
+    )
+    assert [run["parameters"] for run in result.runs] == [650] * 3
+    assert [variant["recipe"]["lr"] for variant in result.variants.values()] == [0.05, 1e-4, 1e-4]
+    assert len({run["test_loss"][0] for run in result.runs}) == 3
+
+
+def test_any_data_set_will_do_and_net_is_the_default_network():
+    pairs = [(torch.rand(3, 20, 20), number % 4) for number in range(24)]
+    result = compare({"a recipe": ONE_EPOCH}, pairs, pairs, seeds=1, jobs=1)
+    assert result.runs[0]["parameters"] == sum(p.numel() for p in Net(3, 4).parameters())
+
+
+def test_to_json_holds_everything_as_plain_data(data, tmp_path):
+    result = compare({"a": Small, "b": Small}, data, data, seeds=1, recipe=ONE_EPOCH, jobs=1)
+    result.to_json(tmp_path / "result.json")
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert stored["runs"] == result.runs and stored["summary"][1]["accuracy"]["difference"]["mean"] == 0
+    assert stored["train_images"] == 100 and stored["variants"]["b"]["recipe"]["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variants": {}}, "variants is"),
+        ({"variants": {"a": Small()}}, "what makes a network"),
+        ({"variants": {"a": (Small, 3)}}, "'a' is"),
+        ({"variants": {"a": Small}, "recipe": {"epochs": 2}}, "expected a Recipe"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"seeds": [1, 1]}, "different whole numbers"),
+        ({"seeds": 2.5}, "seeds is 2.5"),
+        ({"seeds": True}, "seeds is True"),
+        ({"variants": {"a": partial(Small, threading.Lock())}}, "'a' cannot be sent"),
+    ],
+)
+def test_wrong_arguments_are_named(data, change, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        compare(**{"variants": {"a": Small}, "train": data, "test": data, **change})
+
+
+def test_ctrl_c_in_this_process_returns_what_is_finished(data, capsys):
+    def interrupts():
+        raise KeyboardInterrupt
+
+    result = compare({"a": Small, "b": interrupts}, data, data, seeds=2, recipe=ONE_EPOCH, jobs=1)
+    assert [(run["variant"], run["seed"]) for run in result.runs] == [("a", 0)]
+    assert "Interrupted after 1 of 4 runs" in capsys.readouterr().out
+    assert "3 of the runs are missing" in result.table()
+
+
+# ------------------------------------------------------------------------------------------ Code as part of a key
+
+
+def test_a_fingerprint_sees_code_globals_captured_values_and_defaults():
+    def variant(text: str, make: str = "make"):
+        module = {"__name__": "__main__", "nn": nn}
+        exec(text, module)
+        return fingerprint(module[make])
+
+    base = "WIDTH = 8\ndef helper(width): return nn.Linear(width, 1)\nmake = lambda: helper(WIDTH)\n"
+    assert variant(base) == variant("# a comment\n\n" + base + "\nunrelated = 3\n")
+    assert variant(base) == variant(base.replace("make", "renamed"), "renamed")
+    changes = [("WIDTH = 8", "WIDTH = 9"), ("width, 1)", "width, 2)"), ("nn.Linear", "nn.Bilinear"), ("(WIDTH)", "(8)")]
+    assert len({variant(base)} | {variant(base.replace(*change)) for change in changes}) == 5
+
+    layers = "class Block(nn.Module):\n    def forward(self, x): return x + 1\n"
+    layers += "class make(Block):\n    size = (3, {1: 'a'})\n"
+    changes = [("x + 1", "x + 2"), ("(3,", "(4,"), ("(nn.Module)", "(nn.Identity)"), ("'a'", "'b'")]
+    assert len({variant(layers)} | {variant(layers.replace(*change)) for change in changes}) == 5
+
+    assert (
+        fingerprint(Recipe()) == fingerprint(Recipe(augment=Augment())) != fingerprint(Recipe(augment=Augment(shear=9)))
+    )
+    assert fingerprint(partial(Small, 0.1)) != fingerprint(partial(Small, 0.2)) != fingerprint(Small)
+
+
+def test_a_fingerprint_ends_where_code_and_objects_refer_to_themselves():
+    def forever(count):
+        return forever(count - 1) if count else chain
+
+    chain: list = []
+    chain.append(chain)
+    assert fingerprint(forever) == fingerprint(forever)
+
+
+# ----------------------------------------------------------------------------------------------- Other processes
+
+HEAD = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import time
+from dataclasses import replace
+import torch
+from torch import nn
+from compare import compare
+from utils import ImageData, Recipe
+
+images = torch.arange(100 * 64).mul(37).remainder(251).to(torch.uint8).view(100, 1, 8, 8)
+data = ImageData(images, torch.arange(100) % 10)
+"""
+
+SCRIPT = (
+    HEAD
+    + """
+WIDTH = 64
+
+def small():
+    return nn.Sequential(nn.Flatten(), nn.Linear(WIDTH, 10))
+
+def brighter(images, generator):
+    return images + torch.rand(len(images), 1, 1, 1, generator=generator)
+
+variants = {"small": small, "same": lambda: small(), "brighter": Recipe(epochs=2, augment=brighter)}
+recipe = replace(Recipe(), epochs=2, augment=None)
+print(compare(variants, data, data, seeds=2, recipe=recipe, folder=sys.argv[1], jobs=2))
+"""
+)
+
+SLOW = (
+    HEAD
+    + """
+class Net(nn.Module):
+    def __init__(self, seconds):
+        super().__init__()
+        self.layer, self.seconds = nn.Linear(64, 10), seconds
+
+    def forward(self, images):
+        time.sleep(self.seconds)
+        return self.layer(images.flatten(1))
+
+variants = {"quick": lambda: Net(0), "slow": lambda: Net(60)}
+print(compare(variants, data, data, seeds=3, recipe=Recipe(epochs=1), folder=sys.argv[1], jobs=2))
+"""
+)
+
+
+def start(text: str, folder: Path) -> subprocess.Popen:
+    """Run a script in a session of its own."""
+    script = folder / "script.py"
+    script.write_text(text)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "random"}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+    return subprocess.Popen([sys.executable, script, folder / "runs"], start_new_session=True, **options)
+
+
+def test_functions_and_lambdas_of_a_script_train_and_are_found_by_the_next_process(tmp_path):
+    first, _ = start(SCRIPT, tmp_path).communicate(timeout=120)
+    assert first.count("accuracy ") >= 6 and "same: accuracy is equal for every seed" in first, first
+    assert len(list((tmp_path / "runs").iterdir())) == 6
+    second, _ = start("# moved down by a line\n" + SCRIPT, tmp_path).communicate(timeout=120)
+    assert "6 of 6 runs were found" in second and first.endswith(second.partition("\n")[2]), second
+
+
+def processes_of(session: int) -> list[str]:
+    """The living processes of a session."""
+    living = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, its_session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has just ended
+            continue
+        if int(its_session) == session and state != "Z":
+            living.append(folder.name)
+    return living
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["SIGKILL of the parent", "Ctrl-C"])
+def test_no_worker_lives_on_and_no_finished_run_is_lost(tmp_path, kind):
+    script = start(SLOW, tmp_path)
+    deadline = time.monotonic() + 90
+    while not list((tmp_path / "runs").glob("*.json")):  # by now, a worker has begun a slow run or will soon
+        assert time.monotonic() < deadline and script.poll() is None, script.stdout.read()
+        time.sleep(0.05)
+    assert len(processes_of(script.pid)) >= 3
+    if kind == "Ctrl-C":
+        os.killpg(script.pid, signal.SIGINT)  # as a terminal does
+    else:
+        script.kill()
+    deadline = time.monotonic() + 10
+    while processes_of(script.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes_of(script.pid)
+    printed = set(re.findall(r"(?m)^(quick|slow) +seed (\d+) .* accuracy", script.communicate()[0]))
+    stored = [json.loads(path.read_text())["run"] for path in (tmp_path / "runs").glob("[!.]*.json")]
+    assert stored and printed <= {(run["variant"], str(run["seed"])) for run in stored}
+
+
+def test_a_dask_cluster_gives_the_same_runs(data, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="dask[distributed] is in requirements-extra.txt")
+    variants = {"a": Small, "b": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))}
+    call = partial(compare, variants, data, data, seeds=2, recipe=ONE_EPOCH)
+    cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None)
+    with cluster, distributed.Client(cluster), joblib.parallel_config(backend="dask"):
+        result = call(folder=tmp_path)
+    assert [run["test_loss"] for run in result.runs] == [run["test_loss"] for run in call(jobs=1).runs]
+    assert len(list(tmp_path.glob("*.json"))) == 4
+
+
+CELL = """
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+
+def darker(images, generator):
+    return images * torch.rand(len(images), 1, 1, 1, generator=generator)
+
+variants = {"Mine": Mine, "darker": replace(Recipe(epochs=1), augment=darker)}
+compare(variants, train, validation, seeds=2, recipe=Recipe(epochs=1), jobs=2)
+"""
+
+
+def test_the_example_notebook_runs_and_its_cells_may_define_networks(tmp_path, monkeypatch):
+    notebook = nbformat.read(ROOT / "examples" / "compare.ipynb", as_version=4)
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    for name, value in {"EPOCHS": 1, "SEEDS": 2, "IMAGES": 300, "VALIDATION": 100, "FOLDER": str(tmp_path)}.items():
+        parameters.source, found = re.subn(rf"(?m)^{name} = [^#\n]*", f"{name} = {value!r}  ", parameters.source)
+        assert found == 1, name
+    notebook.cells.append(nbformat.v4.new_code_cell("import torch\n" + CELL))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": ROOT / "examples"}}).execute()
+    shown = [output["data"] for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    tables = [data["text/markdown"] for data in shown if "text/markdown" in data]
+    assert len(tables) == 2 and "| Mine (baseline) |" in tables[1] and "failed" not in "".join(tables)
+    assert sum("image/png" in data for data in shown) == 1
+    assert len(list(tmp_path.glob("*.json"))) == 6

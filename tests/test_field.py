@@ -1,0 +1,92 @@
+"""The figure of the field: every name touches nothing and shows which dot it belongs to."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from typing import Any
+
+import pytest
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from benchmarks.field import plot_field
+
+OURS = [("Net", 7602, 99.59, 0.065), ("Nano", 2854, 99.47, 0.051), ("Attempt2", 5550, 99.47, 0.05)]
+PUBLISHED = [(7496, 99.56), (6750, 99.5), (7878, 99.47), (6022, 99.43), (5550, 99.07)]
+CROWD = [(7758, 99.63), (7758, 99.61), (7432, 99.51), (6174, 99.47), (6342, 99.45), (5196, 99.4), (1936, 99.1)]
+
+
+def field(*published: tuple[int, float]) -> list[dict[str, Any]]:
+    entries = [
+        {"name": name, "parameters": parameters, "accuracy": accuracy, "spread": spread, "kind": "ours"}
+        for name, parameters, accuracy, spread in OURS
+    ]
+    return entries + [
+        {"name": f"{accuracy:.2f}", "parameters": parameters, "accuracy": accuracy, "spread": None, "kind": "published"}
+        for parameters, accuracy in published
+    ]
+
+
+def test_points_spreads_and_lines_are_those_given():
+    figure = plot_field(field(*PUBLISHED), limit=8000, target=99.4)
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == [entry["name"] for entry in field(*PUBLISHED)]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert any("single run" in text for text in legend) and "limit, 8,000 parameters" in legend
+    ours, published = axes.containers
+    assert list(ours.lines[0].get_ydata()) == [99.59, 99.47, 99.47] and ours.has_yerr
+    assert published.lines[0].get_markerfacecolor() == "white" and not published.has_yerr
+    lines = {line.get_label(): line for line in axes.lines}
+    assert set(lines["limit, 8,000 parameters"].get_xdata()) == {8000}
+    assert set(lines["target, 99.4 %"].get_ydata()) == {99.4}
+    assert axes.get_xscale() == "linear"
+    assert plot_field(field((10**6, 99.2))).axes[0].get_xscale() == "log"
+
+
+@pytest.mark.parametrize("entries", [field(*PUBLISHED), field(*PUBLISHED, *CROWD)], ids=["few", "a crowd"])
+def test_every_name_touches_nothing_and_shows_its_dot(entries):
+    axes = plot_field(entries).axes[0]
+    dots = axes.transData.transform([(entry["parameters"], entry["accuracy"]) for entry in entries])
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    things = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in dots]
+    for entry, (x, _) in zip(entries, dots, strict=True):
+        if entry["spread"]:
+            low, high = (axes.transData.transform((0, entry["accuracy"] + way * entry["spread"]))[1] for way in (-1, 1))
+            things.append(Bbox.from_extents(x - 4, low, x + 4, high))
+    (x, y), frame = axes.transData.transform((8000, 99.4)), axes.get_window_extent()
+    things += [Bbox.from_extents(x, frame.y0, x + 1, frame.y1), Bbox.from_extents(frame.x0, y, frame.x1, y + 1)]
+    for at, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in (*things, *boxes[:at])), entries[at]["name"]
+        assert frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+        gaps = [gap(box, dot) for dot in dots]
+        arrow = axes.texts[at].arrow_patch
+        if arrow.get_visible():  # the line ends at the dot, and starts at the name
+            start, *_, end = arrow.get_path().vertices
+            assert math.dist(end, dots[at]) < 10 and gap(box, start) < 4
+        else:  # near its dot, and far from the others
+            assert gaps[at] < 15 and min([*gaps[:at], *gaps[at + 1 :]]) > 2 * gaps[at]
+
+
+def gap(box: Bbox, point) -> float:
+    return math.hypot(max(box.x0 - point[0], point[0] - box.x1, 0), max(box.y0 - point[1], point[1] - box.y1, 0))
+
+
+def test_it_can_be_saved_whatever_the_names():
+    plot_field([field()[0] | {"name": "$x^$"}]).savefig(io.BytesIO(), format="png")
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([], "entries is empty"),
+        ([{"name": "Net"}], "lacks accuracy"),
+        ([field()[0] | {"kind": "theirs"}], "'theirs'"),
+        ([field()[0] | {"accuracy": math.nan}], "nan"),
+        ([field()[0] | {"parameters": 0}], "above 0"),
+    ],
+)
+def test_entries_that_do_not_fit_are_refused_by_name(entries, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        plot_field(entries)
