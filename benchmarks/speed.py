@@ -14,7 +14,7 @@ threads, and the usual loop its best number of workers. Every measurement is a p
 turns. Each is written down as it ends, so the same command continues an interrupted run. Nothing else should run on
 the machine.
 
-    python -m benchmarks.speed                  # everything: about 45 minutes on two cores
+    python -m benchmarks.speed                  # everything: about 50 minutes on two cores
     python -m benchmarks.speed epoch limit      # some parts
 """
 

@@ -285,7 +285,7 @@ def test_a_run_continues_where_it_was_stopped_and_refuses_another_machine(tmp_pa
     assert json.loads(path.read_text())["start"]["first_step_s"] == [1000.0]
 
     records.write(path, report | {"machine": report["machine"] | {"cores": 999}})
-    with pytest.raises(SystemExit, match=r"--anew(?s:.)*machine\.cores: saved 999"):
+    with pytest.raises(SystemExit, match=r"--anew(?s:.)*machine.cores: saved 999"):
         speed.main(command)
 
 
