@@ -19,8 +19,8 @@
 Choose on validation images, as here. The test set is for one last measurement of what you chose: if it chooses, the
 luck of the winner on just these images becomes part of its figure, and new images will show a lower one.
 
-The runs are spread over processes by joblib. On a cluster, put one line around the call (README: More than one
-machine): `with joblib.parallel_config(backend="dask"):`, or "ray".
+The runs are spread over processes by joblib. For a cluster, put one line around the call (see docs/compare.md):
+`with joblib.parallel_config(backend="dask"):`, or "ray".
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ import json
 import operator
 import os
 import platform
-import subprocess
 import sys
 import threading
 import traceback
@@ -53,6 +52,7 @@ from kit.comparisons import escape_markdown, summarize, tables, verdicts
 from kit.fingerprint import fingerprint
 from kit.plots_compare import plot_comparison
 from kit.runtime import (
+    commit_of_kit,
     end_cell_after_interrupt,
     follow_parent,
     get_device,
@@ -249,7 +249,7 @@ def _tasks(
     chosen: dict[str, tuple[Maker, Recipe]], seeds: list[int], data: dict[str, Any], folder: Path | None
 ) -> list[Task]:
     """Return all tasks, seed by seed: so there are pairs to compare early on."""
-    device, commit, tasks = get_device().type, _commit(), {}
+    device, commit, tasks = get_device().type, commit_of_kit(), {}
     for name, (make, recipe) in chosen.items():
         try:
             payload = cloudpickle.dumps((make, recipe))
@@ -269,16 +269,6 @@ def _tasks(
             file = None if folder is None else run_file(folder, own)
             tasks[seed, name] = Task(name, seed, payload, own, file, device, commit)
     return [tasks[seed, name] for seed in seeds for name in chosen]
-
-
-@functools.cache
-def _commit() -> str | None:
-    """Return the commit of the kit, marked "-dirty" if files were changed since; None outside a git repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError):
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-        return done.stdout.strip() or None
-    return None
 
 
 def _train_all(tasks: list[Task], train: ImageData, test: ImageData, jobs: int | None) -> Iterator[tuple[Task, Run]]:

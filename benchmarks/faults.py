@@ -43,9 +43,10 @@ def train(checkpoint: Path | None, seed: int, on_epoch: Any = None) -> dict[str,
 
 
 def train_apart(checkpoint: Path, seed: int, finished: Any) -> None:
-    """Train in this forked process, send the number of each finished epoch, and end when the parent ends."""
+    """Train in this forked process, send the number of each saved epoch, and end when the parent ends."""
     threading.Thread(target=end_with_parent, daemon=True).start()
-    train(checkpoint, seed, on_epoch=lambda history: finished.send(len(history)))
+    # on_epoch is called before its own epoch is saved: what is safe by then is the epoch before.
+    train(checkpoint, seed, on_epoch=lambda history: finished.send(len(history) - 1))
 
 
 def end_with_parent() -> None:
