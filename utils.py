@@ -388,6 +388,7 @@ def fit(
     scheduler_step: str = "batch",
     criterion: Criterion = F.cross_entropy,
     test_criterion: Criterion | None = None,
+    recipe: Recipe | None = None,
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[History], None] | None = None,
     verbose: bool = True,
@@ -402,7 +403,8 @@ def fit(
     With `checkpoint`, a file, every finished epoch is saved, after `on_epoch`, and the same call goes on after the
     last one saved, to the bit as if it had never stopped (on the CPU). A run whose data or settings differ is
     refused, with a list of the differences; so is a DataLoader with persistent_workers, whose random numbers cannot
-    be saved. What cannot be compared is named in a warning.
+    be saved. What cannot be compared is named in a warning. `recipe`, the one that the arguments were made from, is
+    stored with these settings.
 
     Ctrl-C, or KeyboardInterrupt from `on_epoch`, ends the training. In a notebook `fit` then returns the history of
     the finished epochs, and another `fit` in the same cell raises KeyboardInterrupt, so that a loop over seeds ends
@@ -424,7 +426,7 @@ def fit(
     with early_endings(history, epochs, model, checkpoint, verbose):
         if checkpoint is not None:
             criteria = {"criterion": criterion, "test_criterion": test_criterion}
-            settings = describe_run(run, epochs=epochs, scheduler_step=step_after, **criteria)
+            settings = describe_run(run, recipe=recipe, epochs=epochs, scheduler_step=step_after, **criteria)
             resume(run, settings, checkpoint, verbose)
         trained = one_of_several(model)
         while (epoch := len(history) + 1) <= epochs:
@@ -524,6 +526,7 @@ class Recipe:
             "epochs": self.epochs,
             "criterion": self.criterion,
             "test_criterion": self.test_criterion,
+            "recipe": self,
         }
 
 

@@ -140,3 +140,9 @@ def test_arguments_train_on_batches_of_your_own():
     history = utils.fit(net, loader, loader, verbose=False, **recipe.arguments(net, len(loader)))
     assert len(history) == 2
     assert history.test_loss[-1] == utils.evaluate(net, loader, criterion=nn.MultiMarginLoss()).loss
+
+
+def test_the_checkpoint_holds_the_recipe_as_plain_data(tmp_path):
+    recipe = Recipe(epochs=1, batch_size=8, warmup=0.5)
+    train(small_net(), 16, recipe, checkpoint=tmp_path / "net.pt")
+    assert utils.load_checkpoint(tmp_path / "net.pt")["settings"]["recipe"] == as_plain(recipe)
