@@ -43,11 +43,7 @@ def main() -> None:
     options = parser.parse_args()
 
     recipe = replace(utils.Recipe(), epochs=options.epochs)
-    variants: dict[str, Any] = {
-        "Net": model.Net,
-        EQUAL: net_from_other_weights,
-        WORSE: (model.Net, replace(recipe, augment=None)),
-    }
+    variants: dict[str, Any] = {"Net": model.Net, EQUAL: net_from_other_weights, WORSE: replace(recipe, augment=None)}
     train, validation = utils.split(utils.load_mnist()[0][: options.images], options.images // 6)
     repetitions, clear = [], {EQUAL: 0, WORSE: 0}
     for number in range(options.repetitions):
@@ -60,17 +56,18 @@ def main() -> None:
         for name, differences in found.items():
             clear[name] += any(difference["clear"] for difference in differences.values())
         repetitions.append({"seeds": list(seeds), **found})
-    figures = {
+    figures: dict[str, Any] = {
         "epochs": options.epochs,
         "train_images": len(train),
         "test_images": len(validation),
         "repetitions": options.repetitions,
         "seeds": options.seeds,
         "clear": clear,
+        "machine": machine(),
+        "versions": versions(),
+        "runs": repetitions,
     }
-    write(
-        options.results / "compare.json", figures | {"machine": machine(), "versions": versions(), "runs": repetitions}
-    )
+    write(options.results / "compare.json", figures)
     print(f"Clear differences in {options.repetitions} repetitions: {clear}")
 
 

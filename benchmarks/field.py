@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kit.plots import BLUE, GREY, RED, _panels, _round_ticks, _styled
+from kit.plots import BLUE, GREY, RED, new_figure, round_ticks, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
 
-@_styled
+@styled
 def plot_field(entries: Sequence[dict[str, Any]], *, limit: int = 8000, target: float = 99.4) -> Figure:
     """Plot accuracy against parameters: these networks with their spread, among published results.
 
@@ -23,7 +23,7 @@ def plot_field(entries: Sequence[dict[str, Any]], *, limit: int = 8000, target: 
     Raises ValueError for an entry that lacks a key or holds another value.
     """
     _check_entries(entries)
-    figure, axes = _panels(9, 5)
+    figure, axes = new_figure(9, 5)
     for kind, label, style in (
         ("ours", "this kit, mean ± standard deviation over seeds", {"color": BLUE, "capsize": 3}),
         ("published", "published, single run", {"color": RED, "markerfacecolor": "white"}),
@@ -63,7 +63,7 @@ def _scale_sizes(axes: Any, sizes: Sequence[int]) -> None:
     if max(sizes) > 10 * min(sizes):
         axes.set(xscale="log", xlim=(min(sizes) / 1.6, max(sizes) * 1.6))
         axes.minorticks_off()
-        axes.set_xticks(_round_ticks(min(sizes) / 1.6, max(sizes) * 1.6))
+        axes.set_xticks(round_ticks(min(sizes) / 1.6, max(sizes) * 1.6))
     axes.xaxis.set_major_formatter("{x:,.0f}")
 
 

@@ -45,11 +45,11 @@ STYLE |= {"grid.color": PALE, "axes.axisbelow": True, "legend.frameon": False, "
 # ---- Shared helpers ----
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Make `draw` use the kit's style, not the caller's, and let IPython show its Figure without pyplot."""
 
     @functools.wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
         import matplotlib.style
 
         with matplotlib.style.context(["default", STYLE]):
@@ -59,7 +59,7 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
         figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
         return figure
 
-    return styled
+    return in_style
 
 
 def _png(figure: Figure) -> bytes:
@@ -68,7 +68,7 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _panels(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     """Return a Figure of that size in inches, and its axes: one, or `columns` side by side."""
     from matplotlib.figure import Figure
 
@@ -89,11 +89,11 @@ def _grid(
     columns = min(columns, len(tiles))
     rows, captioned = math.ceil(len(tiles) / columns), math.ceil(len(captions) / columns)
     head = 0.1 + 0.17 * max((caption.count("\n") + 1 for caption in captions), default=0)
-    across = max(side + 0.08, 0.1 + 0.08 * _widest(captions))
-    left, top = 0.1 + 0.09 * _widest(row_names), 0.3 if title else 0.0
+    across = max(side + 0.08, 0.1 + 0.08 * widest(captions))
+    left, top = 0.1 + 0.09 * widest(row_names), 0.3 if title else 0.0
     tall = side * max(tile.shape[0] / tile.shape[1] for tile in tiles if tile is not None)
     ends = [top + tall * (row + 1) + head * min(row + 1, captioned) + 0.08 * (row + 1) for row in range(rows)]
-    figure, axes = _panels(max(left + columns * across + 0.05, 0.08 * len(title) + 0.2), ends[-1] + 0.1)
+    figure, axes = new_figure(max(left + columns * across + 0.05, 0.08 * len(title) + 0.2), ends[-1] + 0.1)
     figure.set_layout_engine("none")
     axes.set_position((0, 0, 1, 1))  # one axes for all tiles, in inches, y down: quick, and sizes are exact
     for index, tile in enumerate(tiles):
@@ -112,11 +112,11 @@ def _grid(
     return figure
 
 
-def _widest(texts: Sequence[str]) -> int:
+def widest(texts: Sequence[str]) -> int:
     return max((len(line) for text in texts for line in text.split("\n")), default=0)
 
 
-def _round_ticks(low: float, high: float) -> list[float]:
+def round_ticks(low: float, high: float) -> list[float]:
     """Return 1, 2, 5, 10, … between the bounds, for a logarithmic axis."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
@@ -201,7 +201,7 @@ def _trace(model: nn.Module, inputs: Tensor, wanted: dict[str, nn.Module]) -> li
 # ---- Data ----
 
 
-@_styled
+@styled
 def plot_images(
     images: Any,
     labels: Indices | None = None,
@@ -228,7 +228,7 @@ def plot_images(
     return _grid(list(tiles.numpy()), columns, captions, **SHADES)
 
 
-@_styled
+@styled
 def plot_augmentation(
     images: Any, augment: Callable[..., Tensor], *, draws: int = 8, seed: int = 0, count: int = 5
 ) -> Figure:
@@ -257,7 +257,7 @@ def plot_augmentation(
 # ---- Training and results ----
 
 
-@_styled
+@styled
 def plot_history(history: Any, *, target: float | None = None) -> Figure:
     """Plot loss, accuracy (percent) and learning rate over the epochs, in three panels.
 
@@ -274,7 +274,7 @@ def plot_history(history: Any, *, target: float | None = None) -> Figure:
         raise ValueError(f"history has lists of {lengths} entries, expected the same and at least 1: train first")
     if target is not None and not 0 <= target <= 100:
         raise ValueError(f"target is {target}, expected a percentage from 0 to 100, such as 99.4")
-    figure, (loss, accuracy, rate) = _panels(10, 3.4, 3)
+    figure, (loss, accuracy, rate) = new_figure(10, 3.4, 3)
     steps = range(1, epochs + 1)
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
         axes.plot(steps, lists[f"train_{name}"], "o--", color=ORANGE, label="train", markerfacecolor="white")
@@ -288,7 +288,7 @@ def plot_history(history: Any, *, target: float | None = None) -> Figure:
     if losses and 0 < 4 * min(losses) < max(losses):
         loss.set_yscale("log")
         loss.minorticks_off()
-        loss.set_yticks(_round_ticks(min(losses) / 1.5, max(losses) * 1.5))
+        loss.set_yticks(round_ticks(min(losses) / 1.5, max(losses) * 1.5))
         loss.yaxis.set_major_formatter("{x:g}")
     tests = [value for value in lists["test_accuracy"] if math.isfinite(value)]
     late = [*lists["test_accuracy"][epochs // 4 :], lists["train_accuracy"][-1], *goal]
@@ -307,7 +307,7 @@ def plot_history(history: Any, *, target: float | None = None) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_confusion(labels: Indices, predictions: Indices, classes: Sequence[str]) -> Figure:
     """Plot the confusion matrix in counts, with the percentage of correct predictions beside each class.
 
@@ -315,9 +315,9 @@ def plot_confusion(labels: Indices, predictions: Indices, classes: Sequence[str]
     blank, so that the mistakes stand out.
     """
     counts = _confusion(labels, predictions, classes)
-    k, total, right, long = len(classes), int(counts.sum()), int(counts.trace()), _widest(classes)
+    k, total, right, long = len(classes), int(counts.sum()), int(counts.trace()), widest(classes)
     mistakes = counts.float().fill_diagonal_(math.nan)
-    figure, axes = _panels(2.6 + 0.46 * k + 0.07 * long, 1.4 + 0.38 * k + 0.05 * long)
+    figure, axes = new_figure(2.6 + 0.46 * k + 0.07 * long, 1.4 + 0.38 * k + 0.05 * long)
     worst = max(float(mistakes.nan_to_num().max()), 1.0)
     axes.imshow(mistakes.numpy(), cmap="Oranges", vmin=0, vmax=1.6 * worst, aspect="auto")
     axes.set_facecolor(PALE)  # shines through the NaN of the diagonal
@@ -341,7 +341,7 @@ def plot_confusion(labels: Indices, predictions: Indices, classes: Sequence[str]
     return figure
 
 
-@_styled
+@styled
 def plot_mistakes(
     images: Tensor, labels: Indices, probabilities: Tensor, classes: Sequence[str], *, count: int = 20
 ) -> Figure:
@@ -362,20 +362,20 @@ def plot_mistakes(
     confidence, predicted = probabilities.detach().cpu().float().max(1)
     wrong = (predicted != truth).nonzero()[:, 0]
     if not len(wrong):
-        figure, axes = _panels(5, 0.8)
+        figure, axes = new_figure(5, 0.8)
         axes.axis("off")
         axes.text(0.5, 0.5, f"No mistakes: all {size:,} images are right.", ha="center", va="center")
         return figure
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:count]]
     rows = zip(truth[worst].tolist(), predicted[worst].tolist(), confidence[worst].tolist(), strict=True)
     captions = [f"true {classes[t]}\npredicted {classes[p]}\n{100 * c:.1f} %" for t, p, c in rows]
-    most = max(1, int(9.4 / (0.1 + 0.08 * _widest(captions))))  # columns in a notebook's width
+    most = max(1, int(9.4 / (0.1 + 0.08 * widest(captions))))  # columns in a notebook's width
     columns = math.ceil(len(worst) / math.ceil(len(worst) / most))
     title = f"wrong: {len(wrong):,} of {size:,} images, the most confident first"
     return _grid(list(_pixels(images[worst.to(images.device)]).numpy()), columns, captions, title=title, **SHADES)
 
 
-@_styled
+@styled
 def plot_class_accuracy(labels: Indices, predictions: Indices, classes: Sequence[str]) -> Figure:
     """Plot the accuracy of each class in percent on a zoomed axis, with 95 % confidence intervals.
 
@@ -383,7 +383,7 @@ def plot_class_accuracy(labels: Indices, predictions: Indices, classes: Sequence
     inference, the law of succession, and statistical inference" (1927).
     """
     counts = _confusion(labels, predictions, classes)
-    figure, axes = _panels(7, 1.2 + 0.28 * len(classes))
+    figure, axes = new_figure(7, 1.2 + 0.28 * len(classes))
     low = 100.0
     for row, (right, of) in enumerate(zip(counts.diag().tolist(), counts.sum(1).tolist(), strict=True)):
         note = "no images"
@@ -412,7 +412,7 @@ def plot_class_accuracy(labels: Indices, predictions: Indices, classes: Sequence
 # ---- Inside the network ----
 
 
-@_styled
+@styled
 def plot_filters(conv_weight: Tensor) -> Figure:
     """Plot the filters of a convolution, on one colour scale with white at 0.
 
@@ -432,7 +432,7 @@ def plot_filters(conv_weight: Tensor) -> Figure:
     return _grid(tiles, weight.shape[1], row_names=numbers, side=0.5, **colours)
 
 
-@_styled
+@styled
 def plot_feature_maps(
     model: nn.Module, image: Tensor, *, layers: Sequence[str] | None = None, channels: int = 20
 ) -> Figure:
@@ -515,7 +515,7 @@ def _layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]
     return rows
 
 
-@_styled
+@styled
 def plot_parameters(model: nn.Module, input_size: Sequence[int] = (1, 28, 28)) -> Figure:
     """Plot the parameters and the receptive field (in input pixels) of each layer, in the order in which they run.
 
@@ -533,7 +533,7 @@ def plot_parameters(model: nn.Module, input_size: Sequence[int] = (1, 28, 28)) -
         [row["parameters"] for row in rows],
         [row["others"] for row in rows],
     )
-    figure, (bars, fields) = _panels(9, 1.3 + 0.26 * len(rows), 2, sharey=True, width_ratios=(3, 2))
+    figure, (bars, fields) = new_figure(9, 1.3 + 0.26 * len(rows), 2, sharey=True, width_ratios=(3, 2))
     bars.barh(places, own, color=BLUE, label="the layer")
     bars.barh(places, others, left=own, color=SKY, label="BatchNorm and others behind it")
     fields.plot([row["field"] for row in rows], places, "o-", color=ORANGE)

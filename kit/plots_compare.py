@@ -7,21 +7,21 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kit.comparisons import MEASURES, finished
-from kit.plots import BLUE, GREY, INK, ORANGE, _panels, _styled, _widest
+from kit.plots import BLUE, GREY, INK, ORANGE, new_figure, styled, widest
 from kit.statistics import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@_styled
+@styled
 def plot_comparison(variants: Sequence[str], runs: Sequence[dict[str, Any]]) -> Figure:
     """Plot the final test accuracy and loss of each variant: a dot per seed, the mean and its 95 % interval.
 
     variants: the names, the baseline first. runs: dictionaries as `compare` returns them; failed ones are left out.
     The dashed line is the mean of the baseline.
     """
-    figure, panels = _panels(9 + 0.07 * _widest(variants), 1.5 + 0.5 * len(variants), 2, sharey=True)
+    figure, panels = new_figure(9 + 0.07 * widest(variants), 1.5 + 0.5 * len(variants), 2, sharey=True)
     for axes, (measure, key) in zip(panels, MEASURES.items(), strict=True):
         for place, name in enumerate(variants):
             values = [run[key][-1] for run in finished(runs, name).values()]

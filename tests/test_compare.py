@@ -56,7 +56,9 @@ def trained(monkeypatch) -> list[tuple[str, int]]:
 
     def counted(number, task, *arguments):
         calls.append((task.variant, task.seed))
-        return train_one(number, task, *arguments)
+        number, run = train_one(number, task, *arguments)
+        assert task.file is None or task.file.exists() or "error" in run  # stored by who trained it
+        return number, run
 
     monkeypatch.setattr(module, "_train_one", counted)
     return calls
@@ -211,7 +213,7 @@ class Augmented(Small):
         return super().forward(images * 2)
 
 
-def test_changed_settings_are_trained_anew(data, tmp_path, trained):
+def test_changed_settings_are_trained_anew(data, tmp_path, trained, monkeypatch):
     call = partial(compare, train=data, test=data, seeds=1, folder=tmp_path, jobs=1)
     other = ImageData(data.images.flip(0), data.labels)
     noise = 0.1
@@ -228,7 +230,10 @@ def test_changed_settings_are_trained_anew(data, tmp_path, trained):
     call({"a": Small}, recipe=replace(ONE_EPOCH, criterion=nn.CrossEntropyLoss(label_smoothing=0.2)))
     call({"a": Small}, recipe=ONE_EPOCH, train=other)
     call({"a": Small}, recipe=ONE_EPOCH, test=other)
-    assert len(trained) == len(list(tmp_path.iterdir())) == 8
+    call({"a": Augmented}, recipe=ONE_EPOCH)
+    monkeypatch.setattr(Augmented, "forward", lambda self, images: nn.Sequential.forward(self, images * 3))
+    call({"a": Augmented}, recipe=ONE_EPOCH)  # the same name, other code
+    assert len(trained) == len(list(tmp_path.iterdir())) == 10
 
 
 @pytest.mark.parametrize(
