@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Tests run in several processes, and start more of their own: with more threads each, they would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from kit.data import ImageData

@@ -52,7 +52,7 @@ def test_s7_runs_from_top_to_bottom(tmp_path, monkeypatch):
 
 
 def test_the_example_runs_from_another_folder(tmp_path, monkeypatch):
-    notebook = run("examples/any_dataset.ipynb", tmp_path, monkeypatch, EPOCHS=1, IMAGES=600, FASHION="'nowhere'")
+    notebook = run("examples/any_dataset.ipynb", tmp_path, monkeypatch, EPOCHS=1, IMAGES=3000, FASHION="'nowhere'")
     assert sum(printed(cell).count("epoch 1/") for cell in code_cells(notebook)) == 3
 
 
