@@ -44,6 +44,7 @@ import model
 import utils
 from benchmarks import peers, records
 from benchmarks.usual import unpack_mnist, usual_epoch, usual_loaders
+from kit.runtime import follow_parent
 from kit.settings import as_plain, differences
 
 Run = dict[str, Any]  # one measurement: its part, its settings, its figures
@@ -363,6 +364,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := set(options.parts) - set(MEASURE):
         parser.error(f"parts are {', '.join(sorted(unknown))}; expected some of {', '.join(MEASURE)}")
     if options.measure is not None:
+        follow_parent(os.getppid())
         print(json.dumps(MEASURE[options.parts[0]](**options.measure)))
         return
     if (load := os.getloadavg()[0]) > 0.5:

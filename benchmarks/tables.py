@@ -287,7 +287,9 @@ def speed_rows(speed: dict[str, Any]) -> list[list[str]]:
         label = "useful operations of a training step of `Net`"
         rows.append([label, step, f"an fp32 matrix product: {product}", f"**{limit['ratio']:.2f}**"])
     if peers := measured_networks(speed, "peers"):
-        label = f"a training step of {' and '.join(f'`{name}`' for name, _ in peers)}, beside the fastest framework"
+        label = (
+            f"a training step of {' and '.join(f'`{name}`' for name, _ in peers)}, beside the fastest other framework"
+        )
         kit = ", ".join(f"{1000 * figures['step_s'][KIT]:.0f} ms" for _, figures in peers)
         best = [min((v, name) for name, v in figures["step_s"].items() if name != KIT) for _, figures in peers]
         others = ", ".join(f"{name} {1000 * value:.0f} ms" for value, name in best)

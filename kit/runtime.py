@@ -290,10 +290,16 @@ def write_atomically(path: str | Path, data: bytes | bytearray | memoryview) -> 
 
 @functools.cache
 def commit_of_kit() -> str | None:
-    """Return the kit's commit, with "-dirty" behind it if tracked files were changed since; None without git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """Return the kit's commit, with "-dirty" behind it if tracked files were changed since; None without git.
+
+    Result files do not count: a benchmark writes to them while it runs.
+    """
+    kit = Path(__file__).parent.parent
+    run = functools.partial(subprocess.run, cwd=kit, capture_output=True, text=True)
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        commit = run(["git", "rev-parse", "HEAD"]).stdout.strip()
+        status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results"]
+        changed = run(status).stdout
     except OSError:  # git is not installed
         return None
-    return done.stdout.strip() or None
+    return f"{commit}-dirty" if commit and changed else commit or None

@@ -300,6 +300,24 @@ def test_a_peer_trains_the_same_network(monkeypatch):
         peers.time_step("Net", "another network")
 
 
+def test_the_commit_is_dirty_after_a_change_of_code_not_of_results(tmp_path):
+    """In a repository of its own, which holds the kit's code and a result file."""
+    for name, source in {"kit/runtime.py": ROOT / "kit" / "runtime.py", "benchmarks/results/a.json": None}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(source.read_text() if source else "1")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "All"]):
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+    script = (
+        "from kit import runtime; commit_of_kit = runtime.commit_of_kit.__wrapped__; print(commit_of_kit());"
+        "open('benchmarks/results/a.json', 'w').write('2'); print(commit_of_kit());"
+        "open('kit/runtime.py', 'a').write('x = 1'); print(commit_of_kit())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    first, after_result, after_code = done.stdout.split()
+    assert len(first) == 40 and after_result == first and after_code == f"{first}-dirty"
+
+
 # ------------------------------------------------------------------------------------------------------ Faults
 
 
