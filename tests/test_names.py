@@ -31,13 +31,12 @@ kit, here = Path(sys.argv[1]), Path.cwd()
 sys.path[:] = [str(here), *sys.path] if sys.argv[2] == "before" else [*sys.path, str(here)]
 sys.path.insert(1 if sys.argv[2] == "before" else 0, str(kit))
 
-import model, utils
-if (kit / "compare.py").exists():
-    import compare
+import compare, model, utils
 utils.plot_images(utils.load_mnist()[1][:2])
 
-taken = {name.partition(".")[0] for name, module in sys.modules.items()
-         if kit in Path(getattr(module, "__file__", None) or here).parents}
+files = {name: Path(getattr(module, "__file__", None) or here) for name, module in sys.modules.items()}
+taken = {name.partition(".")[0] for name, file in files.items()
+         if kit in file.parents and "site-packages" not in file.parts}  # a virtual environment may lie in the kit
 assert taken <= {"model", "utils", "compare", "kit"}, taken
 
 for name in sys.argv[3:]:
