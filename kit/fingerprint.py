@@ -11,6 +11,8 @@ import contextlib
 import dis
 import functools
 import importlib
+import inspect
+import itertools
 import json
 import sys
 import sysconfig
@@ -43,6 +45,7 @@ class _Walk:
         self.code: list[Any] = []  # the descriptions of the functions and classes
         self.found: list[Any] = []  # the functions and classes themselves
         self.open: set[int] = set()  # ids of the objects being described, to stop at cycles
+        self.state = functools.cache(_assigned_globals)
 
     def describe(self, value: Any) -> Any:
         if value is None or isinstance(value, bool | int | float | complex | str | bytes):
@@ -87,6 +90,8 @@ class _Walk:
         return [self.describe(type(value)), *map(self.describe, parts)]
 
     def _code_of(self, thing: Any) -> Any:
+        if getattr(thing, "hooked", False):  # torch wraps a class's step when the first optimizer of it is made
+            thing = thing.__wrapped__
         if not _is_own(thing.__module__):
             return name_of(thing)
         for place, known in enumerate(self.found):
@@ -112,9 +117,19 @@ class _Walk:
         for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # a cell that is still empty
                 captured.append(self.describe(cell.cell_contents))
-        used = {name: self.describe(value) for name, value in _references(function)}
+        state = self.state(function.__globals__.get("__name__"))
+        used = {name: self.describe(value) for name, value in _references(function) if name not in state}
         defaults = self.describe([function.__defaults__, function.__kwdefaults__])
         return [checksum(*code_parts(function.__code__)), defaults, captured, used]
+
+
+def _assigned_globals(module: str | None) -> set[str]:
+    """Return the globals that functions of `module` assign: they hold what happened before, and are no settings."""
+    if module not in sys.modules:
+        return set()
+    functions = [inspect.unwrap(value) for value in vars(sys.modules[module]).values() if callable(value)]
+    steps = (dis.get_instructions(function) for function in functions if isinstance(function, types.FunctionType))
+    return {step.argval for step in itertools.chain.from_iterable(steps) if step.opname == "STORE_GLOBAL"}
 
 
 def _references(function: types.FunctionType) -> Iterator[tuple[str, Any]]:

@@ -236,6 +236,18 @@ def test_changed_settings_are_trained_anew(data, tmp_path, trained, monkeypatch)
     assert len(trained) == len(list(tmp_path.iterdir())) == 10
 
 
+def test_the_key_of_a_run_does_not_depend_on_what_the_process_did_before():
+    """torch changes an optimizer's class when its first optimizer is made; Ctrl-C in a notebook leaves its mark."""
+    code = (
+        "from kit.fingerprint import fingerprint; import kit.runtime, model, utils\n"
+        "make = lambda: fingerprint(model.Net, utils.Recipe(), utils.train_network)\n"
+        "before = make(); utils.Muon(model.Net().parameters(), lr=0.1); kit.runtime._interrupted_cell = 7\n"
+        "print(make() == before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 @pytest.mark.parametrize(
     "damage", [lambda text: text[:-40], lambda text: text.replace('"seed": 0', '"seed": 1'), lambda _: "[]"]
 )
