@@ -19,8 +19,8 @@
 Choose on validation images, as here. The test set is for one last measurement of what you chose: if it chooses, the
 luck of the winner on just these images becomes part of its figure, and new images will show a lower one.
 
-The runs are spread over processes by joblib. On a cluster, put one line around the call (README: More than one
-machine): `with joblib.parallel_config(backend="dask"):`, or "ray".
+The runs are spread over processes by joblib. For a cluster, put one line around the call (see docs/compare.md):
+`with joblib.parallel_config(backend="dask"):`, or "ray".
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ import json
 import operator
 import os
 import platform
-import subprocess
 import sys
 import threading
 import traceback
@@ -52,7 +51,16 @@ from tqdm import tqdm
 from kit.comparisons import escape_markdown, summarize, tables, verdicts
 from kit.fingerprint import fingerprint
 from kit.plots_compare import plot_comparison
-from kit.runtime import follow_parent, get_device, seed_everything, somebody_watches, write_atomically
+from kit.runtime import (
+    commit_of_kit,
+    end_cell_after_interrupt,
+    follow_parent,
+    get_device,
+    in_cell_interrupted_now,
+    seed_everything,
+    somebody_watches,
+    write_atomically,
+)
 from kit.settings import as_plain, checksum
 from kit.stored_runs import load_run, run_file, save_run
 from model import Net, count_parameters
@@ -141,10 +149,12 @@ def compare(
     jobs: runs at a time, each on one thread. None takes all cores, but 1 on a GPU, or what joblib.parallel_config
         says. With 1, they take place in this process and seed its generators.
 
-    Prints a line for each finished run. Ctrl-C stops all runs and returns what is finished. A run that raises an
-    error or diverges is reported in its variant's row and does not end the others.
+    Prints a line for each finished run. Ctrl-C stops all runs and returns what is finished; another `compare` or `fit`
+    in the same notebook cell then raises KeyboardInterrupt. A run that raises an error or diverges is reported with
+    its variant and does not end the others.
     Raises ValueError or TypeError for wrong arguments, RuntimeError if a worker process dies, as for lack of memory.
     """
+    end_cell_after_interrupt()
     train = as_tensors(train)
     test = test if isinstance(test, ImageData) else as_tensors(test, statistics_of=train)
     chosen = _check_variants(variants, recipe, functools.partial(Net, train.images.shape[1], len(train.classes)))
@@ -170,6 +180,7 @@ def compare(
                 bar.update()
                 tqdm.write(_line(run, width), file=sys.stdout)
         except KeyboardInterrupt:
+            in_cell_interrupted_now()
             tqdm.write(f"Interrupted after {len(done)} of {len(tasks)} runs.", file=sys.stdout)
     runs = [done[name, seed] for name in chosen for seed in numbers if (name, seed) in done]
     return Comparison(described, numbers, data, runs)
@@ -238,7 +249,7 @@ def _tasks(
     chosen: dict[str, tuple[Maker, Recipe]], seeds: list[int], data: dict[str, Any], folder: Path | None
 ) -> list[Task]:
     """Return all tasks, seed by seed: so there are pairs to compare early on."""
-    device, commit, tasks = get_device().type, _commit(), {}
+    device, commit, tasks = get_device().type, commit_of_kit(), {}
     for name, (make, recipe) in chosen.items():
         try:
             payload = cloudpickle.dumps((make, recipe))
@@ -258,17 +269,6 @@ def _tasks(
             file = None if folder is None else run_file(folder, own)
             tasks[seed, name] = Task(name, seed, payload, own, file, device, commit)
     return [tasks[seed, name] for seed in seeds for name in chosen]
-
-
-@functools.cache
-def _commit() -> str | None:
-    """Return the commit of the kit, if it lies in a git repository."""
-    command = ["git", "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    return None
 
 
 def _train_all(tasks: list[Task], train: ImageData, test: ImageData, jobs: int | None) -> Iterator[tuple[Task, Run]]:

@@ -401,7 +401,8 @@ def fit(
 
     With `checkpoint`, a file, every finished epoch is saved, after `on_epoch`, and the same call goes on after the
     last one saved, to the bit as if it had never stopped (on the CPU). A run whose data or settings differ is
-    refused, with a list of the differences.
+    refused, with a list of the differences; so is a DataLoader with persistent_workers, whose random numbers cannot
+    be saved. What cannot be compared is named in a warning.
 
     Ctrl-C, or KeyboardInterrupt from `on_epoch`, ends the training. In a notebook `fit` then returns the history of
     the finished epochs, and another `fit` in the same cell raises KeyboardInterrupt, so that a loop over seeds ends

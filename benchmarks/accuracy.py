@@ -1,183 +1,127 @@
-"""Train a network over many seeds and write every epoch of every run to benchmarks/results/accuracy-*.json.
+"""Train a network from many seeds and write every epoch of every run to benchmarks/results/accuracy-*.json.
 
-The settings are the kit's default recipe, chosen on a validation split of the training images (ablation.py); here
-it trains on all 60,000 images, and what counts is the test accuracy of the FINAL epoch. A seed that is in the
-file already is not run again, so the same command goes on where it was stopped:
+The settings are those of `utils.Recipe`, chosen on validation images (ablation.py). Here the network trains on all
+training images, and the test accuracy of the FINAL epoch counts. Seeds that the file holds are not trained again;
+a file with other settings is refused.
 
-    python benchmarks/accuracy.py Net --seeds 0-9
-    python benchmarks/accuracy.py Net --seeds 0-9 --epochs 5 --variant 5-epochs
-    python benchmarks/accuracy.py Net --seeds 0-4 --dataset fashion-mnist --variant fashion
-    torchrun --nproc-per-node 2 benchmarks/accuracy.py Net --seeds 0-9      # any number of processes and hosts
+    python -m benchmarks.accuracy Net --seeds 0-9
+    python -m benchmarks.accuracy Net --seeds 0-9 --epochs 5 --variant 5-epochs
+    python -m benchmarks.accuracy Net --seeds 0-4 --dataset fashion-mnist --variant fashion
+    python -m benchmarks.accuracy Net --seeds 0-9 --dask first-host:8786     # on a cluster
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import os
-import platform
-import subprocess
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from datetime import timedelta
-from functools import lru_cache
-from multiprocessing import get_context
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-
-import torch
-from tqdm import tqdm
+import joblib
+from torch import nn
 
 import model
 import utils
-from kit.runtime import write_atomically
+from benchmarks.records import RESULTS, ROOT, write
+from compare import Comparison, compare
+from kit.settings import as_plain, checksum, differences
 
-RESULTS = ROOT / "benchmarks" / "results"
-BATCH_SIZE = 128
-PLAIN_EPOCHS = 1
-
-
-@lru_cache(maxsize=1)
-def images(dataset: str = "mnist", *, validation: bool = False) -> tuple[utils.ImageData, utils.ImageData]:
-    """Training and test images of `dataset` or, with `validation`, 55,000 and 5,000 of the training images."""
-    train, test = utils.load_mnist() if dataset == "mnist" else fashion_mnist()
-    if train.source == "sample":
-        raise SystemExit("The benchmarks need the whole of MNIST: connect once, or set MNIST_ROOT.")
-    return utils.split(train, 5000, seed=0) if validation else (train, test)
+RUNS = ROOT / "runs" / "benchmarks"  # every finished run at once, so that nothing is lost; git ignores it
+Variant = tuple[Callable[[], nn.Module], utils.Recipe]
+Data = tuple[utils.ImageData, utils.ImageData]  # to train on, and to test on
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+DIGITS = {"train_loss": 5, "train_accuracy": 3, "test_loss": 5, "test_accuracy": 2, "seconds": 2}
 
 
-def fashion_mnist() -> tuple[utils.ImageData, utils.ImageData]:
-    """Fashion-MNIST (Xiao et al., 2017): Debian's package dataset-fashion-mnist if it is installed, else a download."""
-    folder = Path("/usr/share/datasets/fashion-mnist")
+def load(dataset: str) -> Data:
+    """Return "mnist" or "fashion-mnist" (Xiao et al., 2017) as (train, test); the latter may be downloaded."""
+    if dataset == "mnist":
+        return utils.load_mnist()
+    folder = FASHION
     if not folder.exists():
         from torchvision.datasets import FashionMNIST
 
-        train = utils.as_tensors(FashionMNIST("data", train=True, download=True))
-        return train, utils.as_tensors(FashionMNIST("data", train=False, download=True), statistics_of=train)
-    train, test = (
-        utils.ImageData(
-            utils.read_idx(folder / f"{part}-images-idx3-ubyte.gz")[:, None],
-            utils.read_idx(folder / f"{part}-labels-idx1-ubyte.gz").long(),
-            source="fashion-mnist",
-        )
-        for part in ("train", "t10k")
-    )
-    return train, dataclasses.replace(test, mean=train.mean, std=train.std)
+        FashionMNIST(ROOT / "data", download=True)
+        folder = ROOT / "data" / "FashionMNIST"
+    train, test = utils.load_idx(folder)
+    return replace(train, source=dataset), replace(test, source=dataset)
 
 
-def train_one_seed(
-    network: Callable[[], torch.nn.Module],
-    seed: int,
-    *,
-    epochs: int = 15,
-    batch_size: int = BATCH_SIZE,
-    threads: int = 1,
-    dataset: str = "mnist",
-    validation: bool = False,
-    augment: utils.Augment | None = utils.Augment(),  # noqa: B008 (frozen)
-    plain_epochs: int = PLAIN_EPOCHS,
-    recipe: Callable[..., dict[str, Any]] = utils.recipe,
-    **arguments: Any,
-) -> dict[str, Any]:
-    """Train `network()` from `seed` with the default recipe, unless the arguments say else; one run's figures.
-
-    The last `plain_epochs` are not augmented. "views_accuracy" is that of the trained network's ShiftedViews.
-    Everything in and out is plain, so any engine that runs functions elsewhere can run this one. `arguments` go
-    to `fit`.
-    """
-    torch.set_num_threads(threads)
-    train, test = images(dataset, validation=validation)
-    utils.seed_everything(seed)
-    device = utils.get_device()
-    net = network().to(device)
-    train_batches = utils.Batches(
-        train,
-        batch_size,
-        augment=augment,
-        augment_epochs=epochs - plain_epochs,
-        shuffle=True,
-        device=device,
-        seed=seed,
-    )
-    test_batches = utils.Batches(test, 1000, device=device)
-    history = utils.fit(
-        net,
-        train_batches,
-        test_batches,
-        epochs=epochs,
-        verbose=False,
-        **recipe(net, epochs=epochs, steps_per_epoch=len(train_batches)),
-        **arguments,
-    )
-    if len(history) < epochs:  # fit ends normally on Ctrl-C; here that must end everything
-        raise KeyboardInterrupt
-    rounded = {
-        name: [round(value, digits) for value in getattr(history, name)]
-        for name, digits in {
-            "train_loss": 5,
-            "train_accuracy": 3,
-            "test_loss": 5,
-            "test_accuracy": 2,
-            "seconds": 2,
-        }.items()
+def new_head(variants: dict[str, Variant], train: utils.ImageData, test: utils.ImageData) -> dict[str, Any]:
+    """Return what must be equal for all runs of a result file; of a variant, what differs from the first."""
+    (network, recipe), *_ = variants.values()
+    settings = {
+        name: {"network": as_plain(make), "layers": checksum(repr(make()).encode())} | as_plain(own)
+        for name, (make, own) in variants.items()
     }
-    views = utils.evaluate(utils.ShiftedViews(net), test_batches)
-    return {"seed": seed, "threads": threads, **rounded, "views_accuracy": round(views.accuracy, 2)}
-
-
-def new_report(network: type[torch.nn.Module], epochs: int, batch_size: int, dataset: str = "mnist") -> dict[str, Any]:
-    """The head of a result file: what is trained, how, and with which versions."""
-    train, test = images(dataset)
-    net = network()
-    optimizer = utils.recipe(net, epochs=epochs, steps_per_epoch=1)["optimizer"]
-    defaults = {key: value for key, value in optimizer.defaults.items() if isinstance(value, int | float)}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    config = settings[next(iter(variants))]
     return {
         "network": network.__name__,
-        "dataset": dataset,
-        "parameters": model.count_parameters(net),
-        "epochs": epochs,
+        "dataset": train.source,
+        "parameters": model.count_parameters(network()),
+        "epochs": recipe.epochs,
         "train_images": len(train),
         "test_images": len(test),
-        "config": {
-            "optimizer": type(optimizer).__name__,
-            **defaults,
-            "batch_size": batch_size,
-            "augmentation": repr(utils.Augment()),
-            "plain_epochs": PLAIN_EPOCHS,
-            "device": str(utils.get_device()),
+        "config": config | {"device": utils.get_device().type},
+        "variants": {
+            name: {key: value for key, value in own.items() if value != config[key]} for name, own in settings.items()
         },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "commit": commit,
-        },
-        "runs": [],
     }
 
 
-def save(report: dict[str, Any], path: Path) -> None:
-    """Write `report` whole or not at all, one run a line."""
-    head = {key: value for key, value in report.items() if key != "runs"}
-    runs = ",\n  ".join(json.dumps(run) for run in sorted(report["runs"], key=lambda run: run["seed"]))
-    text = json.dumps(head, indent=1)[:-2] + ',\n "runs": [\n  ' + runs + "\n ]\n}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())
+def read_result(path: Path, head: dict[str, Any]) -> dict[str, Any]:
+    """Return the result in `path`, or one without runs; end the program if its settings differ from `head`."""
+    if not path.exists():
+        return head | {"runs": []}
+    result = json.loads(path.read_text(encoding="utf-8"))
+    saved, now = ({key: part.get(key) for key in head} for part in (result, head))
+    if isinstance(saved["variants"], dict):  # a variant that only one of them has is no difference
+        now["variants"] = saved["variants"] | head["variants"]
+        saved["variants"] = head["variants"] | saved["variants"]
+    if lines := differences(saved, now):
+        sys.exit(
+            f"{path} holds runs with other settings. Write to another file, or delete this one to measure everything "
+            "again. What differs:\n" + "\n".join(lines)
+        )
+    return result | now
 
 
-def run_all(jobs: list[dict[str, Any]], processes: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Call `train_one_seed` with each of `jobs`, `processes` at a time; yield (job, figures) as they end."""
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(train_one_seed, **job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+def measure(path: Path, variants: dict[str, Variant], data: Data, options: argparse.Namespace) -> None:
+    """Train the seeds and variants that `path` lacks, add them to it, and print how the variants compare."""
+    result = read_result(path, new_head(variants, *data))
+    runs = {(run["variant"], run["seed"]): run for run in result["runs"]}
+    missing = [(name, seed) for name in variants for seed in options.seeds if (name, seed) not in runs]
+    failed = []
+    if missing:
+        chosen = {name: variants[name] for name, _ in missing}
+        seeds = sorted({seed for _, seed in missing})
+        on_cluster = joblib.parallel_config("dask", scheduler_host=options.dask) if options.dask else nullcontext()
+        with on_cluster:
+            done = compare(chosen, *data, seeds=seeds, folder=RUNS, jobs=options.jobs).runs
+        failed = [run for run in done if "error" in run]
+        runs |= {(run["variant"], run["seed"]): rounded(run) for run in done if "error" not in run}
+    order = list(result["variants"])
+    ordered = [runs[key] for key in sorted(runs, key=lambda key: (order.index(key[0]), key[1]))]
+    versions = {"torch": sorted({run["torch"] for run in ordered})}
+    write(path, result | {"versions": versions, "runs": ordered})
+    if len(variants) > 1:
+        described = {name: {"recipe": as_plain(recipe)} for name, (_, recipe) in variants.items()}
+        print(Comparison(described, options.seeds, {}, [run for run in ordered if run["variant"] in variants]))
+    if failed:
+        sys.exit("\n".join(f"{run['variant']}, seed {run['seed']}, failed: {run['error']}" for run in failed))
+
+
+def rounded(run: dict[str, Any]) -> dict[str, Any]:
+    """Return `run` with as many digits as matter."""
+    return run | {name: [round(value, digits) for value in run[name]] for name, digits in DIGITS.items()}
 
 
 def parse_seeds(text: str) -> list[int]:
-    """ "0-3,7" -> [0, 1, 2, 3, 7]."""
+    """Return the seeds that `text` names: "0-3,7" -> [0, 1, 2, 3, 7]."""
     seeds: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
@@ -185,65 +129,26 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def seeds_of_rank(seeds: list[int], done: set[int], rank: int, world: int) -> list[int]:
-    """The seeds that this rank has to train: shared out before those done here are left out.
-
-    A rank cannot see what is done on other hosts, so what is done must not change how the seeds are shared.
-    """
-    return [seed for seed in seeds[rank::world] if seed not in done]
+def new_parser(description: str | None, seeds: str) -> argparse.ArgumentParser:
+    """Return a parser of the arguments that the benchmarks of accuracy share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=parse_seeds, default=seeds, help=f"such as 0-9 or 3,5,8 (default {seeds})")
+    parser.add_argument("--epochs", type=int, default=utils.Recipe().epochs)
+    parser.add_argument("--jobs", type=int, help="runs at a time, each on one thread (default: one per core)")
+    parser.add_argument("--dask", metavar="HOST:PORT", help="the scheduler of a Dask cluster to run on")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to write to")
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__, "0-9")
     parser.add_argument("network", choices=["Net", "Nano", "Attempt2"], help="a class of model.py")
-    parser.add_argument("--seeds", type=parse_seeds, default="0-9", help="such as 0-9 or 3,5,8 (default 0-9)")
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     parser.add_argument("--dataset", choices=["mnist", "fashion-mnist"], default="mnist")
     parser.add_argument("--variant", default="", help="ends the file's name, for settings that are not the default")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each run (default 1)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to write to")
     options = parser.parse_args()
-
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     name = f"accuracy-{options.network.lower()}" + (f"-{options.variant}" if options.variant else "")
-    whole_path = options.results / f"{name}.json"
-    path = options.results / f"{name}.rank{rank}.json" if world > 1 else whole_path
-    network = getattr(model, options.network)
-    report = new_report(network, options.epochs, options.batch_size, options.dataset)
-    done = [run for file in {path, whole_path} if file.exists() for run in json.loads(file.read_text())["runs"]]
-    report["runs"] = list({run["seed"]: run for run in done}.values())
-    missing = seeds_of_rank(options.seeds, {run["seed"] for run in done}, rank, world)
-    settings = {
-        "network": network,
-        "epochs": options.epochs,
-        "batch_size": options.batch_size,
-        "dataset": options.dataset,
-        "threads": options.threads,
-    }
-    jobs = [{"seed": seed, **settings} for seed in missing]
-    runs = run_all(jobs, 1 if world > 1 else options.processes)
-    for _, run in tqdm(runs, total=len(jobs), desc=name, unit="seed", disable=None):
-        report["runs"].append(run)
-        save(report, path)
-        print(f"{name} seed {run['seed']}: final test accuracy {run['test_accuracy'][-1]:.2f} %", flush=True)
-    if world > 1:
-        gather(report, path, whole_path)
-
-
-def gather(report: dict[str, Any], path: Path, whole_path: Path) -> None:
-    """Bring the runs of all ranks together in one file, on the first host."""
-    # Joined only now: before, each rank trained its seeds alone, and fit would have shared every batch.
-    torch.distributed.init_process_group("gloo", timeout=timedelta(days=2))
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, report["runs"])
-    if torch.distributed.get_rank() == 0:
-        report["runs"] = list({run["seed"]: run for runs in parts for run in runs}.values())
-        save(report, whole_path)
-    torch.distributed.barrier()
-    path.unlink(missing_ok=True)
-    torch.distributed.destroy_process_group()
+    variants = {options.network: (getattr(model, options.network), replace(utils.Recipe(), epochs=options.epochs))}
+    measure(options.results / f"{name}.json", variants, load(options.dataset), options)
 
 
 if __name__ == "__main__":

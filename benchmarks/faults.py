@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import random
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from tqdm import tqdm
 import model
 import utils
 from benchmarks import records
+from kit.runtime import follow_parent
 
 RECIPE = dataclasses.replace(utils.Recipe(), epochs=12, batch_size=16)
 
@@ -43,17 +43,10 @@ def train(checkpoint: Path | None, seed: int, on_epoch: Any = None) -> dict[str,
 
 
 def train_apart(checkpoint: Path, seed: int, finished: Any) -> None:
-    """Train in this forked process, send the number of each finished epoch, and end when the parent ends."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    train(checkpoint, seed, on_epoch=lambda history: finished.send(len(history)))
-
-
-def end_with_parent() -> None:
-    """Wait until the parent process ends, however it ends; then end this one."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    """Train in this forked process, send the number of each saved epoch, and end when the parent ends."""
+    follow_parent(os.getppid())
+    # on_epoch is called before its own epoch is saved: what is safe by then is the epoch before.
+    train(checkpoint, seed, on_epoch=lambda history: finished.send(len(history) - 1))
 
 
 def kill_once(checkpoint: Path, seed: int, delay: float) -> tuple[bool, int]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kit.runtime import write_atomically
+from kit.runtime import commit_of_kit, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,10 +26,9 @@ def write(path: Path, report: dict[str, Any]) -> None:
     write_atomically(path, f"{text}\n".encode())
 
 
-def commit() -> str:
+def commit() -> str | None:
     """Return the commit that is checked out, with "-dirty" behind it if tracked files were changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return commit_of_kit()
 
 
 def versions() -> dict[str, str]:

@@ -1,223 +1,123 @@
-"""Time the kit beside the loop that everybody writes, on this machine, in one run: benchmarks/results/speed.json.
+"""Time the kit beside the usual loop and other frameworks, on this machine, in one run: benchmarks/results/speed.json.
 
-epoch   one pass over training and test images with Attempt2's layers at batch 128, by both loops
-job     from the start of the process to the first epoch whose test accuracy is at least 99.40 %
-limit   the training step's useful operations a second beside those of the machine's matrix product
-growth  seconds an epoch for more images and wider networks, and the peak of memory
-profile where the time of a training step goes
+epoch    one epoch, training and test, of Net and Attempt2: by the kit, and by the usual loop
+job      from the start of the process to the first epoch whose test accuracy is at least 99.40 %, with the recipe JOB;
+         the usual loop, from the start of its process, to the end of its first epoch
+start    from the start of the process to the end of the first training step, beside the time of `import torch`
+limit    the useful operations per second of a training step of Net, beside those of the machine's matrix product
+growth   the time of an epoch for more images, of a step for wider networks
+profile  where the time of a training step of Net goes
+peers    a training step of Net and Attempt2 in other frameworks (benchmarks/peers.py)
 
-python benchmarks/speed.py                  # all parts; some 40 minutes on two cores, which must be idle
-python benchmarks/speed.py epoch limit      # these parts alone
+Kit and usual loop (benchmarks/usual.py) train the same network with the same recipe; each has its best number of
+threads, and the usual loop its best number of workers. Every measurement is a process of its own; the sides take
+turns. Each is written down as it ends, so the same command continues an interrupted run. Nothing else should run on
+the machine.
+
+    python -m benchmarks.speed                  # everything: about 50 minutes on two cores
+    python -m benchmarks.speed epoch limit      # some parts
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import math
 import os
-import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm, trange
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 import model
 import utils
-from kit.runtime import write_atomically
+from benchmarks import peers, records
+from benchmarks.usual import unpack_mnist, usual_epoch, usual_loaders
+from kit.settings import as_plain, differences
 
-PATH = ROOT / "benchmarks" / "results" / "speed.json"
+Run = dict[str, Any]  # one measurement: its part, its settings, its figures
+
 TARGET = 99.40
+JOB = dataclasses.replace(utils.Recipe(), epochs=5)  # chosen on validation images
+SEEDS = 1000  # the first of the job's seeds, which nothing was chosen with
+NETWORKS = ["Net", "Attempt2"]
+RECIPES = {"epoch": utils.Recipe(epochs=1, plain_epochs=0), "job": JOB}
+
+
+# ------------------------------------------------------------- What is measured, each in a process of its own
+# "clock" holds readings of time.monotonic(), which all processes share: the parent makes seconds since it started the
+# process out of them.
 
 
 def peak_megabytes() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    """Return the peak of this process's memory."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would include the parent's memory, which a new process shares at first
+        return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-PEAK_OF_IMPORTS = peak_megabytes()  # taken here, as a peak does not fall: the parts before would hide in it
-
-
-# The usual loop, as it stands in most notebooks: images one by one through PIL, a number read at every step.
-
-
-def usual_loaders(workers: int) -> tuple[DataLoader, DataLoader]:
-    from torchvision import datasets, transforms
-
-    normalise = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
-    augment = transforms.Compose([transforms.RandomRotation(7), *normalise])
-    root = os.environ.get("MNIST_ROOT", "data")
-    train = datasets.MNIST(root, train=True, transform=augment, download=True)
-    test = datasets.MNIST(root, train=False, transform=transforms.Compose(normalise), download=True)
-    settings: dict[str, Any] = {"batch_size": 128, "num_workers": workers}
-    return DataLoader(train, shuffle=True, **settings), DataLoader(test, **settings)
-
-
-def usual_epoch(net: nn.Module, train: DataLoader, test: DataLoader, optimizer: torch.optim.Optimizer) -> float:
-    """One epoch of training and testing; the test accuracy in percent."""
-    net.train()
-    loss_sum, correct = 0.0, 0
-    for images, labels in train:
-        optimizer.zero_grad()
-        logits = net(images)
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        optimizer.step()
-        loss_sum += loss.item()
-        correct += (logits.argmax(1) == labels).sum().item()
-    net.eval()
-    correct = 0
-    with torch.no_grad():
-        for images, labels in test:
-            correct += (net(images).argmax(1) == labels).sum().item()
-    return 100 * correct / len(test.dataset)  # type: ignore[arg-type]
-
-
-# The parts
-
-
-# "steps" is the network alone: as many training steps, all on one batch that is there already.
-LOOPS = ("kit", "steps", "usual_0_workers", "usual_2_workers")
-
-
-def workers_of(loop: str) -> int:
-    return int(loop.split("_")[1])
-
-
-def one_epoch(loop: str) -> float:
-    """Seconds of one epoch, the same network, images and kind of augmentation in each of LOOPS."""
-    net = model.Attempt2()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    if loop == "kit":
-        train, test = utils.load_mnist()
-        rotate = utils.Augment(rotation=7, translation=0, scale=0, shear=0)
-        batches = utils.Batches(train, 128, augment=rotate, shuffle=True, seed=0)
-        test_batches = utils.Batches(test, 1000)
-        start = time.perf_counter()
-        utils.train_epoch(net, batches, optimizer)
-        utils.evaluate(net, test_batches)
-    elif loop == "steps":
-        batch = torch.randn(128, 1, 28, 28), torch.randint(10, (128,))
-        start = time.perf_counter()
-        utils.train_epoch(net, [batch] * math.ceil(60_000 / 128), optimizer)
-    else:
-        net.to(memory_format=torch.contiguous_format)
-        train_loader, test_loader = usual_loaders(workers_of(loop))
-        start = time.perf_counter()
-        usual_epoch(net, train_loader, test_loader, optimizer)
-    return time.perf_counter() - start
-
-
-def measure_epoch(rounds: int = 3) -> dict[str, Any]:
-    """Seconds an epoch, the loops taking turns, each in a process of its own: the kit's changes how memory is kept."""
-    seconds: dict[str, list[float]] = {f"{loop}_s": [] for loop in LOOPS}
-    for _ in trange(rounds, desc="epoch", unit="round", disable=None):
-        for loop in LOOPS:
-            command = [sys.executable, __file__, "--loop", loop]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            seconds[f"{loop}_s"].append(float(done.stdout))
-    best = min(LOOPS[2:], key=lambda loop: median(seconds[f"{loop}_s"]))
-    return {**seconds, "best_usual": best, "ratio": median(seconds[f"{best}_s"]) / median(seconds["kit_s"])}
-
-
-def job(loop: str, seed: int, epochs: int) -> None:
-    """In a process of its own: train, and print the test accuracy of every epoch as it ends."""
+def measure_loop(
+    part: str, loop: str, network: str, threads: int, workers: int, images: int, seed: int, folder: str
+) -> Run:
+    """Train with the recipe of `part`: the kit all its epochs, the usual loop the first one."""
+    imports = peak_megabytes()
+    torch.set_num_threads(threads)
     utils.seed_everything(seed)
+    recipe, net = RECIPES[part], getattr(model, network)()
     if loop == "kit":
-        train, test = utils.load_mnist()
-        net = model.Net()
-        augment = utils.Augment()
-        batches = utils.Batches(train, 128, augment=augment, augment_epochs=epochs - 1, shuffle=True, seed=seed)
-        utils.fit(
-            net,
-            batches,
-            utils.Batches(test, 1000),
-            epochs=epochs,
-            verbose=False,
-            on_epoch=lambda history: print(history.test_accuracy[-1], flush=True),
-            **utils.recipe(net, epochs=epochs, steps_per_epoch=len(batches)),
+        train, test = (data[torch.arange(min(images, len(data)))] for data in utils.load_mnist())
+        clock = [time.monotonic()]
+        history = utils.train_network(
+            net, train, test, recipe, seed=seed, on_epoch=lambda _: clock.append(time.monotonic()), verbose=False
         )
+        accuracies = history.test_accuracy
     else:
-        usual = model.Attempt2(dropout=0.05).to(memory_format=torch.contiguous_format)
-        optimizer = torch.optim.SGD(usual.parameters(), lr=0.01, momentum=0.9)
-        loaders = usual_loaders(workers_of(loop))
-        for _ in range(epochs):
-            print(usual_epoch(usual, *loaders, optimizer), flush=True)
+        loaders = usual_loaders(recipe, folder, workers, images)
+        arguments = recipe.arguments(net, len(loaders[0]))
+        clock = [time.monotonic()]
+        accuracies = [usual_epoch(net, *loaders, arguments["optimizer"], arguments["scheduler"])]
+        clock.append(time.monotonic())
+    return {"clock": clock, "accuracies": accuracies, "peak_mb_above_imports": peak_megabytes() - imports}
 
 
-def time_job(loop: str, seed: int, epochs: int) -> dict[str, Any]:
-    """Seconds from the start of a new process to the first epoch at or above TARGET, else to the last one."""
-    start, accuracies = time.perf_counter(), []
-    command = [sys.executable, __file__, "--loop", loop, "--job", str(epochs), "--seed", str(seed)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            accuracies.append(float(line))
-            if accuracies[-1] >= TARGET:
-                break
-        seconds = time.perf_counter() - start
-        process.kill()
-    if not accuracies:
-        raise RuntimeError(f"the job of {loop} ended before its first epoch: see the error above")
-    return {"seed": seed, "seconds": seconds, "accuracies": accuracies, "reached": accuracies[-1] >= TARGET}
+class FirstStep(Exception):
+    """The first step of an optimizer has ended."""
 
 
-def measure_job(seeds: int = 5, kit_epochs: int = 5, usual_epochs: int = 15) -> dict[str, Any]:
-    """The kit's job and the usual one, with the number of workers that was the faster over an epoch, in turns.
+def measure_start() -> Run:
+    def end(*_: Any) -> None:
+        raise FirstStep
 
-    Every run is written down as it ends, and goes on from there: all of them take half an hour.
-    """
-    report = json.loads(PATH.read_text())
-    loops = {"kit": "kit", "usual": report["epoch"]["best_usual"]}
-    epochs = {"kit": kit_epochs, "usual": usual_epochs}
-    runs: dict[str, list[dict[str, Any]]] = report.get("job_so_far", {"kit": [], "usual": []})
-    done = {(kind, run["seed"]) for kind in runs for run in runs[kind]}
-    todo = [(kind, seed) for seed in range(seeds) for kind in loops if (kind, seed) not in done]
-    for kind, seed in tqdm(todo, desc="job", unit="run", disable=None):
-        runs[kind].append(time_job(loops[kind], seed, epochs[kind]))
-        save(report | {"job_so_far": runs})
-        print(f"job {kind} seed {seed}: {runs[kind][-1]['seconds']:.0f} s", flush=True)
-    kit, usual = ([run["seconds"] for run in runs[kind]] for kind in loops)
-    return {"kit_s": kit, "usual_s": usual, "ratio": mean(usual) / mean(kit), "epochs": epochs, "runs": runs}
-
-
-def save(report: dict[str, Any]) -> None:
-    write_atomically(PATH, (json.dumps(report, indent=1) + "\n").encode())
-
-
-def forward_operations(net: nn.Module) -> int:
-    """Useful floating-point operations for one 28 x 28 image: two for each product in a convolution."""
-    operations = 0
-
-    def count(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
-        nonlocal operations
-        assert isinstance(layer, nn.Conv2d)
-        operations += 2 * layer.weight[0].numel() * output[0].numel()
-
-    hooks = [layer.register_forward_hook(count) for layer in net.modules() if isinstance(layer, nn.Conv2d)]
-    with torch.no_grad():
-        net.eval()(torch.zeros(1, 1, 28, 28))
-    for hook in hooks:
+    hook = register_optimizer_step_post_hook(end)
+    try:
+        utils.train_network(model.Net(), *utils.load_mnist(), JOB, verbose=False)
+    except FirstStep:
+        clock = [time.monotonic()]
+    finally:
         hook.remove()
-    return operations
+    start = time.monotonic()
+    command = [sys.executable, "-c", "import time, torch; print(time.monotonic())"]
+    imported = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return {"clock": clock, "import_torch_s": float(imported.stdout) - start}
 
 
-def step_seconds(net: nn.Module, batch_size: int = 128, *, rounds: int = 7, steps: int = 20) -> float:
-    """The time of one step of `train_epoch`, with the recipe's optimizer: the median of some rounds of steps."""
-    batch = torch.randn(batch_size, 1, 28, 28), torch.randint(10, (batch_size,))
-    optimizer = utils.Muon(net.parameters(), 0.01)
+def step_seconds(net: nn.Module, *, rounds: int = 7, steps: int = 20) -> float:
+    """Return the time of one step of `train_epoch` on a batch in memory: the median of some rounds of steps."""
+    size = utils.Recipe().batch_size
+    batch = torch.randn(size, 1, 28, 28), torch.randint(10, (size,))
+    optimizer = utils.Recipe().arguments(net, steps)["optimizer"]
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -227,7 +127,7 @@ def step_seconds(net: nn.Module, batch_size: int = 128, *, rounds: int = 7, step
 
 
 def matrix_product_rate(size: int = 2048, rounds: int = 7) -> float:
-    """Floating-point operations a second of one large fp32 matrix product: the best of some rounds."""
+    """Return the operations per second of a large fp32 matrix product: the best of some rounds."""
     left, right = torch.randn(size, size), torch.randn(size, size)
     seconds = []
     for _ in range(rounds):
@@ -237,47 +137,51 @@ def matrix_product_rate(size: int = 2048, rounds: int = 7) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def measure_limit(batch_size: int = 128) -> dict[str, Any]:
+def measure_limit(threads: int, turns: int = 9) -> Run:
+    torch.set_num_threads(threads)
     net = model.Net()
-    per_image = 3 * forward_operations(net)  # backward costs twice what forward does
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.eval()(torch.zeros(1, 1, 28, 28))
+    per_image = 3 * counter.get_total_flops()  # backward costs twice what forward does
     # In turns, as what else the machine does changes both from one second to the next.
-    pairs = [(per_image * batch_size / step_seconds(net, batch_size), matrix_product_rate()) for _ in range(9)]
-    rate, product = median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
-    return {"flop_per_image": per_image, "step_flop_s": rate, "matmul_flop_s": product, "ratio": rate / product}
+    pairs = [(step_seconds(net), matrix_product_rate()) for _ in range(turns)]
+    step, product = (median(values) for values in zip(*pairs, strict=True))
+    rate = per_image * utils.Recipe().batch_size / step
+    figures = {"flop_per_image": per_image, "step_s": step, "step_flop_s": rate, "matmul_flop_s": product}
+    return figures | {"ratio": rate / product}
 
 
-def measure_growth() -> dict[str, Any]:
-    """Seconds of one training epoch, and how far memory rose above what the imports took."""
+def measure_growth(images: int) -> Run:
     train, _ = utils.load_mnist()
-    step_seconds(model.Net())  # the first steps of a process take seconds more, whatever they train
-    images = {}
-    for count in (7500, 15000, 30000, 60000):
+    step_seconds(model.Net())  # the first steps of a process take longer, whatever they train
+    seconds = {}
+    for count in (images // 8, images // 4, images // 2, images):
         net = model.Net()
         batches = utils.Batches(train[torch.arange(count)], 128, augment=utils.Augment(), shuffle=True, seed=0)
         start = time.perf_counter()
         utils.train_epoch(net, batches, utils.Muon(net.parameters(), 0.01))
-        images[count] = time.perf_counter() - start
-    widths = {width: step_seconds(widened(width)) for width in (1, 2, 4)}
-    return {"images_s": images, "width_step_s": widths, "peak_mb_above_imports": peak_megabytes() - PEAK_OF_IMPORTS}
+        seconds[count] = time.perf_counter() - start
+    return {"images_s": seconds, "width_step_s": {factor: step_seconds(widened(factor)) for factor in (1, 2, 4)}}
 
 
-def widened(factor: int) -> nn.Sequential:
-    """Net's stack with `factor` times the channels."""
-    stem, wide = 24 * factor, 32 * factor
-    stack = nn.Sequential(
-        *model.conv_block(1, stem, 5, stride=2),
-        *model.separable_block(stem, wide),
-        *model.separable_block(wide, wide),
-        nn.MaxPool2d(2),
-        *(layer for _ in range(3) for layer in model.separable_block(wide, wide)),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Conv2d(wide, 10, 1),
-        nn.Flatten(),
-    )
-    return stack.to(memory_format=torch.channels_last)
+def widened(factor: int) -> nn.Module:
+    """Return `Net` with `factor` times the channels between its layers."""
+
+    def wide(channels: int) -> int:
+        return channels if channels in (1, 10) else factor * channels  # not the image's nor the classes
+
+    net = model.Net()
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, nn.Conv2d):
+            channels, groups = (wide(layer.in_channels), wide(layer.out_channels)), wide(layer.groups)
+            sizes = (layer.kernel_size, layer.stride, layer.padding)
+            net.set_submodule(name, nn.Conv2d(*channels, *sizes, groups=groups, bias=layer.bias is not None))  # type: ignore[arg-type]
+        elif isinstance(layer, nn.BatchNorm2d):
+            net.set_submodule(name, nn.BatchNorm2d(wide(layer.num_features)))
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def measure_profile() -> dict[str, Any]:
+def measure_profile() -> Run:
     """The costliest operations of Net's training step, as shares of its time."""
     net = model.Net()
     step_seconds(net)
@@ -285,45 +189,197 @@ def measure_profile() -> dict[str, Any]:
         step_seconds(net, rounds=2)
     events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
-    return {event.key: round(event.self_cpu_time_total / total, 4) for event in events[:12]}
+    return {"shares": {event.key: round(event.self_cpu_time_total / total, 4) for event in events[:12]}}
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    "epoch": measure_epoch,
-    "job": measure_job,
+MEASURE: dict[str, Callable[..., Run]] = {
+    "epoch": lambda **settings: measure_loop("epoch", seed=settings.pop("round"), **settings),
+    "job": lambda **settings: measure_loop("job", **settings),
+    "start": lambda round: measure_start(),
     "limit": measure_limit,
     "growth": measure_growth,
     "profile": measure_profile,
+    "peers": lambda round, **settings: peers.time_step(**settings),
 }
 
 
-def main() -> None:
+# ------------------------------------------------------------------------------ The plan, and what comes of it
+
+
+def plan(part: str, runs: list[Run], rounds: int, seeds: int, images: int) -> list[Run]:
+    """Return the settings of every measurement of `part`, in order."""
+    threads = sorted({1, torch.get_num_threads()})
+    if part == "epoch":
+        loops = [("kit", 0), ("usual", 0), ("usual", 2)]
+        sides = [
+            {"network": network, "loop": loop, "threads": count, "workers": workers}
+            for network in NETWORKS
+            for loop, workers in loops
+            for count in threads
+        ]
+        return [{**side, "images": images, "round": turn} for turn in range(rounds) for side in sides]
+    if part == "job":
+        sides = [best(runs, "Net", loop) for loop in ("kit", "usual")]
+        return [{**side, "images": images, "seed": SEEDS + number} for number in range(seeds) for side in sides]
+    if part == "peers":
+        pairs = [{"network": network, "framework": name} for network in NETWORKS for name in peers.present()]
+        return [{**pair, "round": turn} for turn in range(rounds) for pair in pairs]
+    if part == "start":
+        return [{"round": turn} for turn in range(rounds)]
+    return {"limit": [{"threads": count} for count in threads], "growth": [{"images": images}]}.get(part, [{}])
+
+
+def epoch_seconds(runs: list[Run], network: str, loop: str) -> dict[tuple[int, int], list[float]]:
+    """Return the seconds of each measured epoch, by the numbers of threads and workers."""
+    seconds: dict[tuple[int, int], list[float]] = {}
+    for run in runs:
+        if (run["part"], run.get("network"), run.get("loop")) == ("epoch", network, loop):
+            start, end = run["seconds"]
+            seconds.setdefault((run["threads"], run["workers"]), []).append(end - start)
+    return seconds
+
+
+def best(runs: list[Run], network: str, loop: str) -> Run:
+    """Return the settings of `loop` with the shortest epoch of `network`."""
+    seconds = epoch_seconds(runs, network, loop)
+    if not seconds:
+        raise SystemExit("the part job needs the best numbers of threads and workers: run the part epoch first")
+    threads, workers = min(seconds, key=lambda key: median(seconds[key]))
+    return {"network": network, "loop": loop, "threads": threads, "workers": workers}
+
+
+def summarize_epoch(runs: list[Run]) -> Run:
+    section: Run = {}
+    for network in NETWORKS:
+        sides: Run = {}
+        for loop in ("kit", "usual"):
+            seconds, sides[loop] = epoch_seconds(runs, network, loop), best(runs, network, loop)
+            sides[f"{loop}_s"] = seconds[sides[loop]["threads"], sides[loop]["workers"]]
+            sides[f"{loop}_medians_s"] = {
+                f"{threads} threads, {workers} workers": median(values)
+                for (threads, workers), values in seconds.items()
+            }
+        section[network] = {**sides, "ratio": median(sides["usual_s"]) / median(sides["kit_s"])}
+    return {**section, "ratio": section["Net"]["ratio"]}
+
+
+def seconds_to_target(run: Run) -> tuple[float, bool]:
+    """Return the seconds to the end of the first epoch at or above TARGET, else of the last; and if it was reached."""
+    for end, accuracy in zip(run["seconds"][1:], run["accuracies"], strict=True):
+        if accuracy >= TARGET:
+            return end, True
+    return run["seconds"][-1], False
+
+
+def summarize_job(runs: list[Run]) -> Run:
+    kit, usual = ([run for run in runs if run["loop"] == loop] for loop in ("kit", "usual"))
+    ends, reached = zip(*map(seconds_to_target, kit), strict=True)
+    first = [run["seconds"][1] for run in usual]
+    return {
+        "network": kit[0]["network"],
+        "recipe": as_plain(JOB),
+        "seeds": [run["seed"] for run in kit],
+        **{run["loop"]: {"threads": run["threads"], "workers": run["workers"]} for run in (kit[0], usual[0])},
+        "kit_s": ends,
+        "reached": sum(reached),
+        "final_accuracies": [run["accuracies"][-1] for run in kit],
+        "usual_first_epoch_s": first,
+        "usual_first_epoch_accuracies": [run["accuracies"][0] for run in usual],
+        "ratio": mean(first) / mean(ends),
+        "peak_mb_above_imports": max(run["peak_mb_above_imports"] for run in kit),
+    }
+
+
+def summarize_start(runs: list[Run]) -> Run:
+    first, imports = [run["seconds"][0] for run in runs], [run["import_torch_s"] for run in runs]
+    return {"first_step_s": first, "import_torch_s": imports, "above_import_s": median(first) - median(imports)}
+
+
+def summarize_limit(runs: list[Run]) -> Run:
+    figures = {run["threads"]: {key: run[key] for key in run if key not in ("part", "commit")} for run in runs}
+    return figures[max(figures)] | {"one_thread": figures[1]}
+
+
+def summarize_peers(runs: list[Run]) -> Run:
+    section: Run = {"absent": [name for name in peers.FRAMEWORKS if name not in {run["framework"] for run in runs}]}
+    section["versions"] = {name: version for run in runs for name, version in run["versions"].items()}
+    for network in NETWORKS:
+        steps: dict[str, list[float]] = {}
+        for run in (run for run in runs if run["network"] == network):
+            steps.setdefault(run["framework"], []).append(run["step_s"])
+        medians = {name: median(values) for name, values in steps.items()}
+        others = [value for name, value in medians.items() if name != "this kit"]
+        section[network] = {"step_s": medians, "ratio": min(others) / medians["this kit"]}
+    return section
+
+
+SUMMARIZE: dict[str, Callable[[list[Run]], Run]] = {
+    "epoch": summarize_epoch,
+    "job": summarize_job,
+    "start": summarize_start,
+    "limit": summarize_limit,
+    "growth": lambda runs: {key: runs[-1][key] for key in ("images_s", "width_step_s")},
+    "profile": lambda runs: runs[-1]["shares"],
+    "peers": summarize_peers,
+}
+
+
+# ------------------------------------------------------------------------------------------------- The program
+
+
+def measure_apart(part: str, settings: Run, folder: str) -> Run:
+    """Take one measurement in a process of its own; return its settings and figures."""
+    given = settings | {"folder": folder} if "loop" in settings else settings
+    start = time.monotonic()
+    command = [sys.executable, "-m", "benchmarks.speed", part, "--measure", json.dumps(given)]
+    done = subprocess.run(command, cwd=records.ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    if clock := figures.pop("clock", None):
+        figures["seconds"] = [reading - start for reading in clock]
+    return {"part": part, **settings, **figures, "commit": records.commit()}
+
+
+def open_report(path: Path, anew: bool) -> dict[str, Any]:
+    """Return the report to continue: the file at `path` if it was made on this machine with the same settings."""
+    head = {"machine": records.machine(), "versions": records.versions(), "config": {"job": as_plain(JOB)}}
+    report = json.loads(path.read_text()) if path.exists() and not anew else {}
+    if "runs" not in report:
+        return head | {"runs": []}
+    if lines := differences({key: report.get(key) for key in head}, json.loads(json.dumps(head))):
+        raise SystemExit(f"{path} was measured under other conditions; --anew replaces it:\n" + "\n".join(lines))
+    return report
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)} (default: all)")
-    # How this script calls itself: one loop, for one epoch, or for a job of so many epochs.
-    parser.add_argument("--loop", choices=LOOPS, help=argparse.SUPPRESS)
-    parser.add_argument("--job", type=int, metavar="EPOCHS", help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.job:
-        job(options.loop, options.seed, options.job)
+    parser.add_argument("parts", nargs="*", default=list(MEASURE), help=f"of {', '.join(MEASURE)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="of the parts epoch, start and peers (default 3)")
+    parser.add_argument("--seeds", type=int, default=10, help="how many seeds the job is run with (default 10)")
+    parser.add_argument("--images", type=int, default=60_000, help="fewer only to try the script")
+    parser.add_argument("--results", type=Path, default=records.RESULTS / "speed.json", help="the file to write")
+    parser.add_argument("--anew", action="store_true", help="begin a new file")
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)  # how the script calls itself
+    options = parser.parse_args(arguments)
+    if unknown := set(options.parts) - set(MEASURE):
+        parser.error(f"parts are {', '.join(sorted(unknown))}; expected some of {', '.join(MEASURE)}")
+    if options.measure is not None:
+        print(json.dumps(MEASURE[options.parts[0]](**options.measure)))
         return
-    if options.loop:
-        print(one_epoch(options.loop))
-        return
-    report = json.loads(PATH.read_text()) if PATH.exists() else {}
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"parts are {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
-    if "job" in options.parts and "epoch" not in {*options.parts, *report}:
-        parser.error("job needs the figures of epoch, which are not there yet; expected parts: epoch job")
-    report["machine"] = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "processor": platform.machine()}
-    report["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
-    for part in (part for part in PARTS if part in options.parts):  # job reads what epoch found
-        report[part] = PARTS[part]()
-        if part == "job":
-            report.pop("job_so_far", None)
-        print(part, json.dumps({k: v for k, v in report[part].items() if k != "runs"}), flush=True)
-        save(report)
+    if (load := os.getloadavg()[0]) > 0.5:
+        print(f"The load average is {load:.1f}: what else runs on this machine changes the figures.", file=sys.stderr)
+    report = open_report(options.results, options.anew)
+    with tempfile.TemporaryDirectory() as folder:
+        unpack_mnist(Path(folder))
+        for part in (part for part in MEASURE if part in options.parts):  # job reads what epoch found
+            planned = plan(part, report["runs"], options.rounds, options.seeds, options.images)
+            for settings in tqdm(planned, desc=part, unit="run", disable=None):
+                if not any({"part": part, **settings}.items() <= run.items() for run in report["runs"]):
+                    report["runs"].append(measure_apart(part, settings, folder))
+                    records.write(options.results, report)
+            runs = [run for run in report["runs"] if any({"part": part, **s}.items() <= run.items() for s in planned)]
+            report[part] = SUMMARIZE[part](runs)
+            records.write(options.results, report)
+            print(part, json.dumps(report[part]), flush=True)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def _difference(runs: dict[int, Any], baseline: dict[int, Any], key: str) -> Row
     if not seeds:
         return None
     difference = paired_difference([runs[seed][key][-1] for seed in seeds], [baseline[s][key][-1] for s in seeds])
-    return {"pairs": len(seeds), **difference._asdict()}
+    return {"pairs": len(seeds), **difference._asdict(), "p_corrected": None, "clear": False, "seeds_needed": None}
 
 
 def _correct(differences: list[Row | None]) -> None:
@@ -76,7 +76,7 @@ def _correct(differences: list[Row | None]) -> None:
     for difference, p in zip(tested, holm([difference["p"] for difference in tested]), strict=True):
         effect = difference["mean"] / difference["sd"]
         needed = None if p < LEVEL else seeds_needed(effect, alpha=LEVEL / len(tested))
-        difference |= {"p_corrected": p, "clear": p < LEVEL, "seeds_needed": needed, "comparisons": len(tested)}
+        difference |= {"p_corrected": p, "clear": p < LEVEL, "seeds_needed": needed}
 
 
 # -------------------------------------------------------------------------------------------------------- Tables
@@ -149,7 +149,7 @@ def verdicts(summary: Sequence[Row], missing: int = 0) -> list[str]:
     spread = any(row[measure]["sd"] is not None for row in summary for measure in MEASURES)
     notes = ["The last epoch of each run" + (": mean ± standard deviation over the seeds." if spread else ".")]
     if missing:
-        notes.insert(0, f"Interrupted: {missing} of the runs are missing; the same call trains them.")
+        notes.insert(0, f"{missing} of the runs are missing; the same call trains them.")
     if any(difference and difference["pairs"] == 1 for difference in differences):
         notes.append(
             "One seed gives no intervals: a single run does not show how much results vary from seed to seed, so its "

@@ -7,6 +7,7 @@ import functools
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -282,3 +283,17 @@ def write_atomically(path: str | Path, data: bytes | bytearray | memoryview) -> 
     except BaseException:  # Ctrl-C as well
         temporary.unlink(missing_ok=True)
         raise
+
+
+# ------------------------------------------------------------------------------------------------------ Versions
+
+
+@functools.cache
+def commit_of_kit() -> str | None:
+    """Return the kit's commit, with "-dirty" behind it if tracked files were changed since; None without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # git is not installed
+        return None
+    return done.stdout.strip() or None

@@ -1,75 +1,176 @@
-"""The README says what the result files say, and one seed can be trained anywhere."""
+"""The benchmarks measure what they name, and the documentation says what the result files say."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+import model
+import utils
+from benchmarks import peers, records, report, speed, tables, usual
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import accuracy  # noqa: E402
-
-import model  # noqa: E402
-import utils  # noqa: E402
 
 
-@pytest.fixture
-def report():
-    pytest.importorskip("scipy", reason="the report needs scipy, of requirements-extra.txt")
-    import report
-
-    return report
+def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_the_readme_says_what_the_result_files_say(report):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.fill(readme) == readme, "run python benchmarks/report.py"
+# ---------------------------------------------------------------------------------------------------- The pages
 
 
-def test_a_figure_changed_by_hand_is_put_right(report):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "Total params: 5,550" in readme
-    assert report.fill(readme.replace("Total params: 5,550", "Total params: 5,551")) == readme
+@pytest.mark.parametrize("page", report.pages(), ids=lambda page: page.name)
+def test_the_pages_say_what_the_result_files_say(page):
+    text = page.read_text(encoding="utf-8")
+    assert report.fill(text) == text, "run python -m benchmarks.report"
 
 
-def test_a_marker_that_nobody_writes_is_refused(report):
+def test_a_figure_changed_by_hand_is_put_right():
+    page = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
+    assert "Total params: 5,550" in page
+    assert report.fill(page.replace("Total params: 5,550", "Total params: 5,551")) == page
+
+
+def test_a_marker_that_nobody_writes_is_refused():
     with pytest.raises(ValueError, match="'weather'"):
         report.fill("<!-- report: weather -->\nsunny\n<!-- end -->")
 
 
-def test_accuracy_row_computes_the_statistics_it_names(report):
-    runs = [  # finals 99.0 to 99.4
-        {"seed": seed, "test_accuracy": [98.0, 99.0 + seed / 10], "views_accuracy": 99.5 + seed / 100}
-        for seed in range(5)
+def test_a_result_that_is_absent_is_said_to_be_absent(results):
+    page = report.fill("<!-- report: faults -->\n99 of 99\n<!-- end -->")
+    assert "99" not in page and "Not measured yet: there is no `faults.json`" in page
+
+
+# --------------------------------------------------------------------------------------------------- The tables
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """An empty folder of results; write into it with put()."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def put(folder: Path, name: str, network: str, accuracies: list[float], epochs: int = 15, **more: object) -> None:
+    runs = [
+        {"seed": seed, "test_accuracy": [90.0] * (epochs - 1) + [value], "test_loss": [0.03], **more}
+        for seed, value in enumerate(accuracies)
     ]
-    row = report.accuracy_row({"network": "Net", "parameters": 7211, "epochs": 2, "runs": runs})
+    head = {"network": network, "parameters": 1234, "epochs": epochs, "train_images": 60000, "test_images": 10000}
+    records.write(folder / f"{name}.json", head | {"config": {"lr": 0.05}, "runs": runs})
+
+
+def cells(markdown: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+
+
+def test_results_come_in_order_with_mean_deviation_and_seeds(results):
+    put(results, "accuracy-nano", "Nano", [99.0, 99.2])
+    put(results, "accuracy-net-5-epochs", "Net", [98.0, 98.2, 98.4], epochs=5)
+    put(results, "accuracy-net", "Net", [99.4, 99.5, 99.6])
+    assert cells(tables.results_table())[2:] == [
+        ["`Net`", "1,234", "15", "**99.50 ± 0.10**, 3 seeds"],
+        ["`Nano`", "1,234", "15", "**99.10 ± 0.14**, 2 seeds"],
+        ["`Net`", "1,234", "5", "**98.20 ± 0.20**, 3 seeds"],
+    ]
+    assert "1,234 parameters" in tables.headline() and "**99.50 ± 0.10 %**" in tables.headline()
+
+
+def test_accuracy_row_computes_the_statistics_it_names():
+    runs = [{"seed": seed, "test_accuracy": [98.0, 99.0 + seed / 10]} for seed in range(5)]  # finals 99.0 to 99.4
+    row = tables.accuracy_row({"network": "Net", "parameters": 7211, "epochs": 2, "runs": runs})
     assert row[:6] == ["`Net`", "7,211", "2", "5", "**99.20** ± 0.16", "99.00 – 99.40"]
     assert row[6] == "99.004 – 99.396"  # 99.2 ± 2.776 * 0.1581 / sqrt(5)
     assert float(row[7]) == pytest.approx(0.98, abs=0.03)
-    assert row[8:] == ["98.00", "99.52"]
+    assert row[8:] == ["98.00"]
 
 
-def test_the_ablation_compares_seed_by_seed_and_waits_for_three_seeds(report, monkeypatch):
-    def part(name, *finals):
-        return [{"part": name, "seed": seed, "test_accuracy": [final]} for seed, final in enumerate(finals)]
+def test_shifted_views_have_a_column_only_if_every_run_has_them(results):
+    put(results, "accuracy-net", "Net", [99.4, 99.5, 99.6], views_accuracy=99.7)
+    head, _, row = cells(tables.accuracy_table())
+    assert head[-1] == "`ShiftedViews`, mean" and row[-1] == "99.70" and len(head) == len(row)
+    put(results, "accuracy-nano", "Nano", [99.0, 99.2])
+    assert all(len(row) == 9 for row in cells(tables.accuracy_table()))
 
-    runs = part("mended", 99.2, 99.3, 99.1) + part("too few", 99.0) + part("broken", 98.9, 98.8, 99.3)
-    monkeypatch.setattr(report, "read", lambda name: {"runs": runs + part(report.WHOLE, 99.0, 99.1, 99.2)})
-    changes = report.ablation_changes()
-    assert list(changes) == [report.WHOLE, "broken", "mended"]
+
+def test_published_results_are_sorted_and_linked(results):
+    peer = {"name": "a/b", "parameters": 7000, "accuracy": 99.5, "epochs": 15, "note": "single run"}
+    other = {**peer, "accuracy": 99.61, "epochs": None, "place": "https://github.com/a/b"}
+    (results / "published.json").write_text(json.dumps([peer, other]))
+    assert cells(tables.published_table())[1:] == [
+        ["---", "---:", "---:", "---:", "---"],
+        ["[a/b](https://github.com/a/b)", "7,000", "", "99.61", "single run"],
+        ["a/b", "7,000", "15", "99.50", "single run"],
+    ]
+
+
+def test_the_ablation_compares_seed_by_seed_and_waits_for_three_seeds(results):
+    def variant(name: str, *values: float) -> list[dict]:
+        return [
+            {"variant": name, "seed": seed, "test_accuracy": [value], "test_loss": [0.02]}
+            for seed, value in enumerate(values)
+        ]
+
+    runs = variant("whole", 99.0, 99.1, 99.2) + variant("mended", 99.2, 99.3, 99.1) + variant("too few", 99.0)
+    runs += variant("broken", 98.9, 98.8, 99.3)
+    records.write(results / "ablation.json", {"network": "Net", "epochs": 5, "runs": runs})
+    changes = tables.ablation_changes()
+    assert list(changes) == ["whole", "broken", "mended"]
     assert changes["mended"] == pytest.approx([0.2, 0.2, -0.1])
+    rows = cells(tables.ablation_table())[2:]
+    assert [row[3] for row in rows] == ["", "-0.10 ± 0.20", "+0.10 ± 0.17"]
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "benchmarks" / "results").glob("accuracy-*.json")), ids=lambda p: p.stem
-)
+def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):
+    side = {"threads": 1, "workers": 2}
+    epoch = {"kit": side, "usual": side, "kit_s": [2.0], "usual_s": [8.0], "ratio": 4.0}
+    epoch |= {"kit_medians_s": {"1 thread": 2.0}, "usual_medians_s": {"1 thread": 8.0}}
+    report = {
+        "machine": {"processor": "a processor", "cores": 2},
+        "versions": {"python": "3.12", "torch": "2.9"},
+        "epoch": {"Net": epoch, "Attempt2": epoch, "ratio": 4.0},
+        "job": {
+            "network": "Net",
+            "recipe": {"epochs": 5},
+            "kit_s": [20.0, 22.0],
+            "reached": 1,
+            "usual_first_epoch_s": [25.0, 27.0],
+            "usual_first_epoch_accuracies": [90.0, 92.0],
+            "ratio": 1.24,
+            "peak_mb_above_imports": 321.0,
+        },
+        "start": {"first_step_s": [3.0], "import_torch_s": [2.5], "above_import_s": 0.5},
+        "limit": {"step_flop_s": 4e10, "matmul_flop_s": 2e11, "ratio": 0.2},
+        "peers": {name: {"step_s": {"this kit": 0.01, "x": 0.03, "y": 0.02}, "ratio": 2.0} for name in ("Net",)},
+    }
+    records.write(results / "speed.json", report)
+    rows = tables.speed_rows(report)
+    assert [row[-1] for row in rows] == [
+        "**4.0 ×**",
+        "**4.0 ×**",
+        "not reached by all",
+        "+0.5 s",
+        "**0.20**",
+        "**2.0 ×**",
+    ]
+    assert rows[2][1:3] == [
+        "21.0 s; 1 of 2 reached it within 5 epochs",
+        "the usual loop's first epoch: 26.0 s, at 91.00 %",
+    ]
+    assert rows[5][1:3] == ["10 ms", "y 20 ms"]
+    assert "321 MB" in tables.speed_text() and "a processor, 2 cores" in tables.speed_text()
+
+
+@pytest.mark.parametrize("path", sorted(records.RESULTS.glob("accuracy-*.json")), ids=lambda path: path.stem)
 def test_result_files_are_whole(path):
     result = json.loads(path.read_text())
     assert result["parameters"] == model.count_parameters(getattr(model, result["network"])()) < 8000
@@ -81,25 +182,154 @@ def test_result_files_are_whole(path):
             assert len(run[key]) == result["epochs"]
 
 
-def test_parse_seeds():
-    assert accuracy.parse_seeds("0-3,7") == [0, 1, 2, 3, 7]
+# ------------------------------------------------------------------------------------------------------- Speed
 
 
-def test_no_seed_is_left_out_whatever_each_rank_has_done():
-    done = [{10}, {11, 13}]  # each rank knows of its own runs alone
-    todo = [set(accuracy.seeds_of_rank(list(range(10, 16)), done[rank], rank, 2)) for rank in (0, 1)]
-    assert todo == [{12, 14}, {15}]
+@pytest.fixture(scope="module")
+def raw_mnist(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mnist")
+    usual.unpack_mnist(folder)
+    return str(folder)
 
 
-def tiny_run(seed: int) -> dict:
-    """What a cluster's engine would be handed: train_one_seed, on the offline sample's first images."""
-    sample = utils.load_mnist("a-folder-that-is-not-there")
-    accuracy.images = lambda *_, **__: tuple(part[torch.arange(64)] for part in sample)
-    return accuracy.train_one_seed(model.Nano, seed, epochs=1, batch_size=32)
+@pytest.fixture
+def threads():
+    """Give back the number of threads that the test changes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
-def test_one_seed_can_be_trained_in_another_process(monkeypatch):
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network: the offline sample it must be
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        run = pool.submit(tiny_run, 3).result(timeout=120)
-    assert run["seed"] == 3 and len(run["test_accuracy"]) == 1
+def test_both_loops_test_on_the_same_images(raw_mnist):
+    _, loader = usual.usual_loaders(utils.Recipe(), raw_mnist, workers=0, images=1500)
+    images, labels = next(iter(loader))
+    theirs, their_labels = next(iter(utils.Batches(utils.load_mnist()[1], 1000, device="cpu")))
+    assert len(loader.dataset) == 1500 and torch.equal(labels, their_labels)
+    torch.testing.assert_close(images, theirs, atol=1e-2, rtol=1e-2)  # the usual mean and deviation have four digits
+
+
+def test_the_usual_loop_augments_in_the_ranges_of_the_recipe(raw_mnist):
+    still = utils.Augment(rotation=0, translation=0, scale=0, shear=0)
+    plain, _ = usual.usual_loaders(utils.Recipe(augment=still), raw_mnist, workers=0, images=4)
+    moved, _ = usual.usual_loaders(utils.Recipe(), raw_mnist, workers=0, images=4)
+    first = usual.usual_loaders(utils.Recipe(), raw_mnist, workers=0, images=4)[0].dataset.dataset.data[:4] / 255
+    for image, _ in plain.dataset:
+        assert any(torch.allclose(image * 0.3081 + 0.1307, other, atol=1e-5) for other in first)
+    image, _ = moved.dataset[0]
+    assert not torch.allclose(image * 0.3081 + 0.1307, first[0], atol=0.1)
+
+
+@pytest.mark.parametrize("loop", ["kit", "usual"])
+def test_a_loop_is_timed_epoch_by_epoch(loop, raw_mnist, threads):
+    before = time.monotonic()
+    figures = speed.measure_loop("job", loop, "Net", 1, 0, images=130, seed=0, folder=raw_mnist)
+    epochs = speed.JOB.epochs if loop == "kit" else 1
+    assert len(figures["accuracies"]) == epochs and len(figures["clock"]) == 1 + epochs
+    clock = [before, *figures["clock"], time.monotonic()]
+    assert clock == sorted(clock)
+    assert torch.get_num_threads() == 1
+
+
+def test_each_side_of_the_epoch_gets_its_best_setting():
+    def run(loop: str, threads: int, workers: int, *seconds: float) -> list[dict]:
+        side = {"part": "epoch", "network": "Net", "loop": loop, "threads": threads, "workers": workers}
+        return [{**side, "seconds": [1.0, 1.0 + value]} for value in seconds]
+
+    runs = run("kit", 1, 0, 5, 2, 3) + run("kit", 2, 0, 4, 4, 1)
+    runs += run("usual", 1, 0, 9, 9, 9) + run("usual", 2, 2, 8, 6, 7)
+    runs += [{**entry, "network": "Attempt2"} for entry in runs]
+    section = speed.summarize_epoch(runs)
+    assert (section["Net"]["kit"]["threads"], section["Net"]["kit_s"]) == (1, [5, 2, 3])
+    assert (section["Net"]["usual"]["workers"], section["Net"]["usual_s"]) == (2, [8, 6, 7])
+    assert section["ratio"] == section["Net"]["ratio"] == pytest.approx(7 / 3)
+
+
+def test_the_job_counts_who_reached_the_target():
+    def run(loop: str, seconds: list[float], accuracies: list[float]) -> dict:
+        side = {"part": "job", "network": "Net", "loop": loop, "threads": 2, "workers": 0, "seed": 1000}
+        return {**side, "seconds": seconds, "accuracies": accuracies, "peak_mb_above_imports": seconds[-1]}
+
+    runs = [
+        run("kit", [1, 10, 20, 30], [99.0, 99.4, 99.2]),
+        run("kit", [1, 12, 22, 32], [98.0, 99.1, 99.39]),
+        run("usual", [2, 39], [95.0]),
+    ]
+    section = speed.summarize_job(runs)
+    assert (list(section["kit_s"]), section["reached"], section["usual_first_epoch_s"]) == ([20, 32], 1, [39])
+    assert section["ratio"] == 1.5 and section["peak_mb_above_imports"] == 32
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_widened_net_has_that_many_channels(factor):
+    net = speed.widened(factor)
+    assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    stems = [
+        next(layer for layer in each.modules() if isinstance(layer, torch.nn.Conv2d)) for each in (net, model.Net())
+    ]
+    assert stems[0].out_channels == factor * stems[1].out_channels
+    assert factor > 1 or model.count_parameters(net) == model.count_parameters(model.Net())
+
+
+def test_a_run_continues_where_it_was_stopped_and_refuses_another_machine(tmp_path):
+    path = tmp_path / "speed.json"
+    command = ["start", "--results", str(path), "--rounds", "1"]
+    speed.main(command)
+    report = json.loads(path.read_text())
+    (run,) = report["runs"]
+    assert run["commit"] and 0 < run["import_torch_s"] < run["seconds"][0]
+    assert report["start"]["above_import_s"] == run["seconds"][0] - run["import_torch_s"]
+
+    run["seconds"] = [1000.0]  # kept, not measured again
+    records.write(path, report)
+    speed.main(command)
+    assert json.loads(path.read_text())["start"]["first_step_s"] == [1000.0]
+
+    records.write(path, report | {"machine": report["machine"] | {"cores": 999}})
+    with pytest.raises(SystemExit, match=r"--anew(?s:.)*machine.cores: saved 999"):
+        speed.main(command)
+
+
+def test_a_peer_trains_the_same_network(monkeypatch):
+    monkeypatch.setattr(peers, "STEPS", 1)
+    monkeypatch.setattr(peers, "EPOCHS", 2)
+    for framework in ("this kit", "PyTorch, a plain loop"):
+        assert peers.time_step("Net", framework)["step_s"] > 0
+    other = (["torch"], lambda network, outcome: peers.run_pytorch("Nano", outcome))
+    monkeypatch.setitem(peers.FRAMEWORKS, "another network", other)
+    with pytest.raises(ValueError, match=r"2,854 parameters; Net has"):
+        peers.time_step("Net", "another network")
+
+
+# ------------------------------------------------------------------------------------------------------ Faults
+
+
+def test_killed_training_loses_nothing(tmp_path):
+    done = run_module("benchmarks.faults", "--kills", "2", "--results", str(tmp_path / "faults.json"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "faults.json").read_text())
+    assert (found["kills"], found["lost_epochs"], found["unreadable"]) == (2, 0, 0)
+    assert found["whole_runs_equal"] == found["whole_runs"]
+    assert found["commit"] and found["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_trained_process_ends_when_its_parent_is_killed(tmp_path):
+    script = (
+        "import dataclasses, sys; from pathlib import Path; from benchmarks import faults;"
+        "faults.RECIPE = dataclasses.replace(faults.RECIPE, epochs=10**6);"
+        "faults.kill_once(Path(sys.argv[1]), 0, 1000)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "net.pt")], cwd=ROOT) as parent:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "net.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (child,) = map(int, children.read_text().split())
+        os.kill(parent.pid, signal.SIGKILL)
+    status = Path(f"/proc/{child}/stat")
+    while status.exists() and status.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    gone = not status.exists() or status.read_text().split()[2] == "Z"
+    if not gone:
+        os.kill(child, signal.SIGKILL)
+    assert gone

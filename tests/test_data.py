@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -217,7 +219,7 @@ def test_as_tensors_refuses_other_labels_by_name(label, words):
         (iter([(GREY, 0)]), TypeError, r"map-style.*DataLoader"),
         ([(np.full((3, 3), np.nan), 0)], ValueError, "NaN"),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_as_tensors_refuses_what_does_not_fit(dataset, error, words):
     with pytest.raises(error, match=words):

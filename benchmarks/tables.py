@@ -1,0 +1,352 @@
+"""The texts and tables of the documentation, made from the result files: one function for each section."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import model
+import utils
+
+RESULTS = Path(__file__).resolve().parent / "results"
+TARGET = 99.40
+ORDER = ["Net", "Attempt2", "Nano"]
+FULL = 15  # epochs
+KIT = "this kit"  # among the frameworks of peers.py
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def read_results(dataset: str = "mnist") -> list[dict[str, Any]]:
+    """Return the result files of `dataset`, those with the most epochs first, in the order of ORDER."""
+    reports = [read(path.stem) for path in RESULTS.glob("accuracy-*.json")]
+    reports = [report for report in reports if report.get("dataset", "mnist") == dataset]
+    return sorted(reports, key=lambda report: (-report["epochs"], ORDER.index(report["network"])))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table; columns of numbers are aligned to the right."""
+    number = re.compile(r"[\d*<+-]|$")
+    right = [all(number.match(row[place]) for row in rows) for place in range(len(head))]
+    lines = [head, ["---:" if flag else "---" for flag in right], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# ------------------------------------------------------------------------------------------------------ Accuracy
+
+
+def finals(report: dict[str, Any]) -> list[float]:
+    return [run["test_accuracy"][-1] for run in report["runs"]]
+
+
+def spread(values: list[float]) -> str:
+    return f"{mean(values):.2f} ± {stdev(values):.2f}"
+
+
+def headline() -> str:
+    net = next(report for report in read_results() if report["network"] == "Net")
+    return (
+        f"A convolutional network of {net['parameters']:,} parameters reads MNIST's handwritten digits with "
+        f"**{spread(finals(net))} %** test accuracy after {net['epochs']} epochs: mean and standard deviation of the "
+        f"**final** epoch over {len(net['runs'])} seeds, trained on MNIST's own images alone, on a CPU."
+    )
+
+
+def start_of_row(report: dict[str, Any]) -> list[str]:
+    return [f"`{report['network']}`", f"{report['parameters']:,}", str(report["epochs"]), str(len(report["runs"]))]
+
+
+def results_table() -> str:
+    rows = [
+        [*start_of_row(report)[:3], f"**{spread(finals(report))}**, {len(report['runs'])} seeds"]
+        for report in read_results()
+    ]
+    return table(["network", "parameters", "epochs", "final test accuracy, %"], rows)
+
+
+def accuracy_row(report: dict[str, Any]) -> list[str]:
+    from scipy import stats
+
+    values = finals(report)
+    half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    p = stats.ttest_1samp(values, TARGET, alternative="greater").pvalue
+    return [
+        *start_of_row(report),
+        f"**{mean(values):.2f}** ± {stdev(values):.2f}",
+        f"{min(values):.2f} – {max(values):.2f}",
+        f"{mean(values) - half:.3f} – {mean(values) + half:.3f}",
+        f"{p:.1g}" if p >= 1e-4 else "< 0.0001",
+        f"{mean(min(run['test_accuracy'][-5:]) for run in report['runs']):.2f}",
+    ]
+
+
+def accuracy_table() -> str:
+    """Every network on MNIST; the column of `ShiftedViews` only if every run has its figure."""
+    reports = read_results()
+    head = ["network", "parameters", "epochs", "seeds", "final test accuracy, %: mean ± sd", "min – max"]
+    head += ["95 % CI of the mean", f"p (mean ≤ {TARGET:.2f})", "worst of the last 5 epochs, mean"]
+    rows = [accuracy_row(report) for report in reports]
+    if all("views_accuracy" in run for report in reports for run in report["runs"]):
+        head.append("`ShiftedViews`, mean")
+        for row, report in zip(rows, reports, strict=True):
+            row.append(f"{mean(run['views_accuracy'] for run in report['runs']):.2f}")
+    return table(head, rows)
+
+
+def fashion_table() -> str:
+    head = ["Fashion-MNIST", "parameters", "epochs", "seeds", "final test accuracy, %: mean ± sd", "min – max"]
+    rows = [accuracy_row(report)[:6] for report in read_results("fashion-mnist")]
+    published = [[cited(peer), "", "", peer["note"], f"{peer['accuracy']}", ""] for peer in read("published-fashion")]
+    return table(head, rows + published)
+
+
+def cited(peer: dict[str, Any]) -> str:
+    """The name of a published result, with a link where its place is known."""
+    return f"[{peer['name']}]({peer['place']})" if "place" in peer else peer["name"]
+
+
+def published_table() -> str:
+    peers = sorted(read("published"), key=lambda peer: -peer["accuracy"])
+    rows = [
+        [
+            cited(peer),
+            f"{peer['parameters']:,}",
+            format(peer["epochs"], ",") if peer["epochs"] else "",
+            f"{peer['accuracy']:.2f}",
+            peer["note"],
+        ]
+        for peer in peers
+    ]
+    return table(["published", "parameters", "epochs", "test accuracy, %", "what it is"], rows)
+
+
+def field_entries() -> list[dict[str, Any]]:
+    """Return this kit's full-length results and the published ones, as `plot_field` takes them."""
+    ours = [
+        {
+            "name": report["network"],
+            "parameters": report["parameters"],
+            "accuracy": mean(finals(report)),
+            "spread": stdev(finals(report)),
+            "kind": "ours",
+        }
+        for report in read_results()
+        if report["epochs"] == FULL
+    ]
+    published = [
+        {key: peer[key] for key in ("parameters", "accuracy")}
+        | {"name": f"{peer['accuracy']:.2f}", "spread": None, "kind": "published"}
+        for peer in read("published")
+    ]
+    return ours + published
+
+
+# ------------------------------------------------------------------------------------------- Recipe and attempts
+
+
+def recipe_text() -> str:
+    recipe = utils.Recipe()
+    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    lines = [f"    {name}={getattr(value, '__name__', repr(value))}," for name, value in values.items()]
+    return "\n".join(["```python", "Recipe(", *lines, ")", "```"])
+
+
+def ablation_changes() -> dict[str, list[float]]:
+    """Return each variant's validation accuracies less those of the baseline with the same seeds.
+
+    The baseline, the first variant of the file, comes first; then what changed most for the worse. Variants with
+    fewer than 3 seeds are left out.
+    """
+    runs = read("ablation")["runs"]
+    baseline = runs[0]["variant"]
+    whole = {run["seed"]: run["test_accuracy"][-1] for run in runs if run["variant"] == baseline}
+    changes: dict[str, list[float]] = {}
+    for run in runs:
+        changes.setdefault(run["variant"], []).append(run["test_accuracy"][-1] - whole[run["seed"]])
+    changes = {name: values for name, values in changes.items() if len(values) >= 3}
+    return dict(sorted(changes.items(), key=lambda item: (item[0] != baseline, mean(item[1]))))
+
+
+def ablation_table() -> str:
+    report, rows = read("ablation"), []
+    for name, changes in ablation_changes().items():
+        runs = [run for run in report["runs"] if run["variant"] == name]
+        change = spread(changes) if any(changes) else ""
+        loss = mean(run["test_loss"][-1] for run in runs)
+        rows.append([name, str(len(runs)), spread(finals({"runs": runs})), signed(change), f"{loss:.4f}"])
+    accuracy = f"validation accuracy after {report['epochs']} epochs, %: mean ± sd"
+    return table(["recipe", "seeds", accuracy, "change, seed by seed", "validation loss"], rows)
+
+
+def signed(number: str) -> str:
+    return number if number.startswith("-") or not number else f"+{number}"
+
+
+def ablation_text() -> str:
+    """What each change of the augmentation did to the validation accuracy, in points."""
+    wanted = re.compile(r"no augmentation|without (rotation|translation|scale|shear)|with (erasing|elastic)")
+    return "; ".join(
+        f"{name} {mean(changes):+.2f}" for name, changes in ablation_changes().items() if wanted.match(name)
+    )
+
+
+def attempts_table() -> str:
+    """The story: what each attempt was for, what came of it, what it taught."""
+    results = {report["network"]: report for report in read_results() if report["epochs"] == FULL}
+    published = next(peer for peer in read("published") if "Attempt2" in peer["name"])
+    net, attempt2, nano = (results[name] for name in ORDER)
+
+    def outcome(report: dict[str, Any]) -> str:
+        return f"{spread(finals(report))} % over {len(report['runs'])} seeds, {report['parameters']:,} parameters"
+
+    gain = mean(finals(attempt2)) - published["accuracy"]
+    share, points = nano["parameters"] / net["parameters"], mean(finals(net)) - mean(finals(nano))
+    rows = [
+        [
+            "`Attempt2` as published",
+            "99.4 %, fewer than 8,000 parameters, 15 epochs",
+            f"{published['accuracy']:.2f} %, its best epoch, {published['parameters']:,} parameters",
+            "Without random erasing it did better than with; it seemed too small.",
+        ],
+        [
+            "`Attempt2`, this kit's recipe",
+            "the same layers, trained better",
+            outcome(attempt2),
+            f"{gain:+.2f} points with the same layers: the recipe was the limit, not the layout.",
+        ],
+        [
+            "Which transformations suit these digits?",
+            "each taken out of the recipe, or put in, on the validation split",
+            ablation_text(),
+            "Together they help; the effect of each alone is within the noise.",
+        ],
+        [
+            "`Net`",
+            "as high as fewer than 8,000 parameters go",
+            outcome(net),
+            "Separable convolutions, 1×1 across and 3×3 within channels, buy twice the channels for the same weights.",
+        ],
+        [
+            "`Nano`",
+            "99.4 % with the fewest parameters",
+            outcome(nano),
+            f"The same blocks, narrower: {share:.0%} of `Net`'s parameters for {points:.2f} points.",
+        ],
+    ]
+    return table(["attempt", "target", "result", "analysis"], rows)
+
+
+def summary_of(network: str) -> Callable[[], str]:
+    def text() -> str:
+        with redirect_stdout(StringIO()):
+            return "```text\n" + model.summary(getattr(model, network)()).rstrip("\n") + "\n```"
+
+    return text
+
+
+# --------------------------------------------------------------------------------------------- Speed and faults
+
+
+def speed_text() -> str:
+    """A table with a row for each part that was measured, and what explains it."""
+    speed = read("speed")
+    machine, versions = speed["machine"], speed["versions"]
+    where = f"{machine['processor']}, {machine['cores']} cores; Python {versions['python']}, torch {versions['torch']}."
+    head = ["", "this kit", "the other side", "ratio"]
+    return "\n\n".join([table(head, speed_rows(speed)), where, *speed_remarks(speed)])
+
+
+def speed_rows(speed: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for network, epoch in measured_networks(speed, "epoch"):
+        kit, usual = (f"{median(epoch[f'{loop}_s']):.1f} s ({side(epoch[loop])})" for loop in ("kit", "usual"))
+        label = f"one epoch of `{network}`, training and test: median of {len(epoch['kit_s'])}"
+        rows.append([label, kit, f"the usual loop: {usual}", f"**{epoch['ratio']:.1f} ×**"])
+    if job := speed.get("job"):
+        count, reached, epochs = len(job["kit_s"]), job["reached"], job["recipe"]["epochs"]
+        first, accuracy = mean(job["usual_first_epoch_s"]), mean(job["usual_first_epoch_accuracies"])
+        label = f"from the start of the process to {TARGET:.2f} %, `{job['network']}`: mean of {count} seeds"
+        kit = f"{mean(job['kit_s']):.1f} s; {reached} of {count} reached it within {epochs} epochs"
+        usual = f"the usual loop's first epoch: {first:.1f} s, at {accuracy:.2f} %"
+        rows.append([label, kit, usual, f"**{job['ratio']:.1f} ×**" if reached == count else "not reached by all"])
+    if start := speed.get("start"):
+        first, imports = median(start["first_step_s"]), median(start["import_torch_s"])
+        label = "from the start of the process to the end of the first training step"
+        rows.append([label, f"{first:.1f} s", f"`import torch`: {imports:.1f} s", f"+{start['above_import_s']:.1f} s"])
+    if limit := speed.get("limit"):
+        step, product = (f"{limit[key] / 1e9:.0f} GFLOP/s" for key in ("step_flop_s", "matmul_flop_s"))
+        label = "useful operations of a training step of `Net`"
+        rows.append([label, step, f"an fp32 matrix product: {product}", f"**{limit['ratio']:.2f}**"])
+    if peers := measured_networks(speed, "peers"):
+        label = f"a training step of {' and '.join(f'`{name}`' for name, _ in peers)}, beside the fastest framework"
+        kit = ", ".join(f"{1000 * figures['step_s'][KIT]:.0f} ms" for _, figures in peers)
+        best = [min((v, name) for name, v in figures["step_s"].items() if name != KIT) for _, figures in peers]
+        others = ", ".join(f"{name} {1000 * value:.0f} ms" for value, name in best)
+        rows.append([label, kit, others, ", ".join(f"**{figures['ratio']:.1f} ×**" for _, figures in peers)])
+    return rows
+
+
+def measured_networks(speed: dict[str, Any], part: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, speed[part][name]) for name in ORDER if name in speed.get(part, {})]
+
+
+def side(settings: dict[str, Any]) -> str:
+    """The numbers of threads and workers of one side."""
+    threads, workers = settings["threads"], settings["workers"]
+    return f"{threads} thread{'s' * (threads > 1)}" + (f", {workers} workers" if workers else "")
+
+
+def speed_remarks(speed: dict[str, Any]) -> list[str]:
+    remarks = []
+    for network, epoch in measured_networks(speed, "epoch"):
+        kit, usual = (
+            ", ".join(f"{value:.1f} s with {name}" for name, value in epoch[f"{loop}_medians_s"].items())
+            for loop in ("kit", "usual")
+        )
+        remarks.append(f"An epoch of `{network}` takes this kit {kit}; the usual loop {usual}.")
+    if job := speed.get("job"):
+        peak = f"at most {job['peak_mb_above_imports']:.0f} MB above what the imports take"
+        remarks.append(f"Memory, training to {TARGET:.2f} %: {peak}.")
+    if growth := speed.get("growth"):
+        images = ", ".join(f"{value:.1f} s for {int(count):,}" for count, value in growth["images_s"].items())
+        widths = ", ".join(f"{1000 * value:.0f} ms at ×{width}" for width, value in growth["width_step_s"].items())
+        remarks.append(f"A training epoch grows with the images: {images}; a step with the width of `Net`: {widths}.")
+    if profile := speed.get("profile"):
+        shares = list(profile.items())[:8]
+        top = ", ".join(f"`{name.removeprefix('aten::')}` {100 * share:.0f} %" for name, share in shares)
+        remarks.append(f"Where a step of `Net` spends its time: {top}. Only convolutions count as useful operations.")
+    for network, peers in measured_networks(speed, "peers"):
+        steps = ", ".join(f"{name} {1000 * value:.0f}" for name, value in peers["step_s"].items())
+        remarks.append(f"A training step of `{network}`, in milliseconds: {steps}.")
+    if absent := speed.get("peers", {}).get("absent"):
+        remarks.append(f"Not installed, so not measured: {', '.join(absent)}.")
+    return remarks
+
+
+def faults_text() -> str:
+    faults = read("faults")
+    return (
+        f"Of {faults['kills']} kills at random moments, {faults['resumes']} came after a finished epoch and were "
+        f"resumed from it, the others began anew; {faults['lost_epochs']} finished epochs were lost, "
+        f"{faults['unreadable']} checkpoints unreadable; {faults['whole_runs_equal']} of {faults['whole_runs']} "
+        "runs that came to their end equal those that nobody killed, to the bit."
+    )
+
+
+def compare_text() -> str:
+    check = read("compare")
+    equal, worse = check["clear"].values()
+    return (
+        f"In {equal} of {check['repetitions']} repetitions it found a clear difference between two equal variants, in "
+        f"{worse} between the recipe and one without augmentation: {check['seeds']} seeds, {check['epochs']} epochs, "
+        f"{check['train_images']:,} training and {check['test_images']:,} validation images."
+    )

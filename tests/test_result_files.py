@@ -1,0 +1,158 @@
+"""Result files of the benchmarks: runs are added, never mixed, and what differs is named."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks import ablation, accuracy, compare_check, records
+from model import Nano, Net
+from utils import ImageData, Recipe
+
+RECIPE = Recipe(epochs=2, plain_epochs=1, batch_size=20)
+
+
+class Mended(Nano):
+    """As if the layers had been changed in model.py."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.5)
+
+
+Mended.__name__ = "Nano"
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(compare_check, "RUNS", tmp_path / "runs")
+
+
+@pytest.fixture
+def data():
+    images = torch.randint(0, 256, (40, 1, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    digits = ImageData(images, torch.arange(40) % 10, source="mnist")
+    return digits, digits
+
+
+def measure(path, data, seeds, variants=None):
+    variants = variants or {"Nano": (Nano, RECIPE)}
+    accuracy.measure(path, variants, data, argparse.Namespace(seeds=seeds, jobs=1, dask=None))
+    return json.loads(path.read_text())
+
+
+def test_a_file_has_the_fixed_keys_and_grows_by_seeds(tmp_path, data, monkeypatch):
+    path = tmp_path / "accuracy-nano.json"
+    first = measure(path, data, [3])
+    assert (first["network"], first["dataset"], first["parameters"], first["epochs"]) == ("Nano", "mnist", 2854, 2)
+    assert (first["train_images"], first["test_images"], first["config"]["batch_size"]) == (40, 40, 20)
+    (run,) = first["runs"]
+    keys = {
+        "seed",
+        "train_loss",
+        "train_accuracy",
+        "test_loss",
+        "test_accuracy",
+        "seconds",
+        "commit",
+        "torch",
+        "threads",
+    }
+    assert keys <= set(run) and len(run["test_accuracy"]) == 2 and first["versions"] == {"torch": [torch.__version__]}
+
+    run |= {"torch": "1.0", "commit": "old"}
+    records.write(path, first)
+    second = measure(path, data, [1, 3])
+    assert [(run["seed"], run["torch"]) for run in second["runs"]] == [(1, torch.__version__), (3, "1.0")]
+    assert second["runs"][1]["commit"] == "old" and len(second["versions"]["torch"]) == 2
+    monkeypatch.setattr(accuracy, "compare", None)  # would fail if anything were trained again
+    assert measure(path, data, [1, 3]) == second
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"epochs": 3}, "epochs: saved 2, now 3"),
+        ({"lr": 0.1}, r"config\.lr: saved 0\.05, now 0\.1"),
+        ({"network": Mended}, r"config\.layers: saved '\w+', now"),
+        ({"augment": None}, r"config\.augment: saved .*, now None"),
+    ],
+)
+def test_other_settings_are_refused_before_anything_is_trained(tmp_path, data, monkeypatch, change, line):
+    path = tmp_path / "accuracy-nano.json"
+    before = measure(path, data, [0])
+    monkeypatch.setattr(accuracy, "compare", None)
+    with pytest.raises(SystemExit, match=line):
+        measure(path, data, [1], {"Nano": (change.pop("network", Nano), replace(RECIPE, **change))})
+    with pytest.raises(SystemExit, match="train_images: saved 40, now 30"):
+        measure(path, (data[0][:30], data[1]), [1])
+    assert json.loads(path.read_text()) == before
+
+
+def test_files_of_the_time_before_are_refused_by_name(tmp_path, data):
+    path = tmp_path / "accuracy-nano.json"
+    old = json.loads((records.RESULTS / "accuracy-nano.json").read_text()) | {
+        "config": {"optimizer": "Muon", "lr": 0.05}
+    }
+    path.write_text(json.dumps(old))
+    with pytest.raises(SystemExit, match=r"accuracy-nano\.json holds runs with other settings.*(?s:.)*config"):
+        measure(path, data, [0])
+
+
+def test_a_file_grows_by_variants_and_says_how_each_differs(tmp_path, data, capsys):
+    path = tmp_path / "ablation.json"
+    plain, dropout = ("plain", (Nano, RECIPE)), ("dropout", (partial(Nano, dropout=0.5), RECIPE))
+    other = ("other rate", (Nano, replace(RECIPE, lr=0.01)))
+    measure(path, data, [0], dict([plain, other]))
+    assert "other rate" in capsys.readouterr().out
+    result = measure(path, data, [0], dict([plain, dropout]))
+    assert [run["variant"] for run in result["runs"]] == ["plain", "other rate", "dropout"]
+    assert result["variants"]["other rate"] == {"lr": 0.01} and result["variants"]["plain"] == {}
+    assert result["variants"]["dropout"]["network"]["keywords"] == {"dropout": 0.5}
+    with pytest.raises(SystemExit, match=r"variants\.other rate\.lr: saved 0\.01, now 0\.02"):
+        measure(path, data, [1], dict([plain, ("other rate", (Nano, replace(RECIPE, lr=0.02)))]))
+
+
+def test_failed_runs_are_told_and_left_out(tmp_path, data):
+    path = tmp_path / "ablation.json"
+
+    class Broken(Nano):
+        def forward(self, images):
+            raise RuntimeError("no such layer")
+
+    with pytest.raises(SystemExit, match="broken, seed 0, failed: RuntimeError: no such layer"):
+        measure(path, data, [0], {"plain": (Nano, RECIPE), "broken": (Broken, RECIPE)})
+    assert [run["variant"] for run in json.loads(path.read_text())["runs"]] == ["plain"]
+
+
+def test_every_part_of_the_ablation_makes_a_network_and_changes_something():
+    variants = ablation.variants(list(ablation.PARTS), epochs=15)
+    settings = accuracy.new_head(variants, *[ImageData(torch.ones(10, 1, 8, 8), torch.arange(10))] * 2)["variants"]
+    assert len(settings) == len(ablation.PARTS) + 1 and settings[ablation.WHOLE] == {}
+    for name, (make, recipe) in variants.items():
+        assert make()(torch.zeros(2, 1, 28, 28)).shape == (2, 10) and recipe.epochs == 15
+        assert settings[name] or name == ablation.WHOLE
+    relu = str(ablation.with_relu())
+    assert "SiLU" not in relu and relu.count("ReLU") == str(Net()).count("SiLU") > 0
+
+
+def test_the_check_of_compare_counts_clear_differences(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(compare_check.utils, "load_mnist", lambda: data)
+    monkeypatch.setattr(compare_check.model, "Net", Nano)
+    options = ["--repetitions", "2", "--seeds", "2", "--epochs", "1", "--images", "40", "--jobs", "1"]
+    monkeypatch.setattr("sys.argv", ["compare_check", *options, "--results", str(tmp_path)])
+    compare_check.main()
+    result = json.loads((tmp_path / "compare.json").read_text())
+    assert [run["seeds"] for run in result["runs"]] == [[200, 201], [202, 203]]
+    equal = [run[compare_check.EQUAL] for run in result["runs"]]
+    assert all(differences["loss"]["mean"] != 0 for differences in equal)  # other first weights: another result
+    assert result["clear"][compare_check.EQUAL] == sum(any(d["clear"] for d in run.values()) for run in equal)
+
+
+def test_parse_seeds():
+    assert accuracy.parse_seeds("0-3,7") == [0, 1, 2, 3, 7]
