@@ -157,20 +157,25 @@ def _batch_norm(module: Any, maps: Tensor) -> dict[str, Any]:
     return {"kind": "scale", "factor": _numbers(factor), "shift": _numbers(module.bias - factor * module.running_mean)}
 
 
+def _channel_attention(module: Any, maps: Tensor) -> dict[str, Any]:
+    return {"kind": "attention", "weight": _numbers(module.weight)}  # of the channel before, itself, the one behind
+
+
 def _max_pool(module: Any, maps: Tensor) -> dict[str, Any]:
     _check_options(module, padding=0, dilation=1, ceil_mode=False)
-    return {"kind": "max", "size": _square(module, "kernel_size"), "stride": _square(module, "stride")}
+    return {"kind": "max", "size": _square(module, "kernel_size"), "stride": _square(module, "stride"), "padding": 0}
 
 
 def _average_pool(module: Any, maps: Tensor) -> dict[str, Any]:
-    _check_options(module, padding=0, ceil_mode=False, divisor_override=None)
-    return {"kind": "average", "size": _square(module, "kernel_size"), "stride": _square(module, "stride")}
+    _check_options(module, ceil_mode=False, count_include_pad=True, divisor_override=None)
+    sizes = {option: _square(module, option) for option in ("stride", "padding")}
+    return {"kind": "average", "size": _square(module, "kernel_size"), **sizes}
 
 
 def _global_average(module: Any, maps: Tensor) -> dict[str, Any]:
     if module.output_size not in (1, (1, 1)):
         raise ValueError(f"AdaptiveAvgPool2d has output_size={module.output_size!r}; the page knows 1 alone")
-    return {"kind": "average", "size": maps.shape[-1], "stride": maps.shape[-1]}
+    return {"kind": "average", "size": maps.shape[-1], "stride": maps.shape[-1], "padding": 0}
 
 
 EXPORTS: dict[type[nn.Module], Callable[[Any, Tensor], dict[str, Any]]] = {
@@ -181,6 +186,8 @@ EXPORTS: dict[type[nn.Module], Callable[[Any, Tensor], dict[str, Any]]] = {
     nn.MaxPool2d: _max_pool,
     nn.AvgPool2d: _average_pool,
     nn.AdaptiveAvgPool2d: _global_average,
+    model.GlobalAvgPool: _global_average,
+    model.ChannelAttention: _channel_attention,
 }
 
 

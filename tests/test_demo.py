@@ -79,7 +79,7 @@ def test_every_network_of_the_kit_is_exported_and_stays_as_it_was(network):
     net = network().train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     exported = make_demo.export_layers(net)
-    assert {layer["kind"] for layer in exported} <= {"conv", "scale", "silu", "relu", "max", "average"}
+    assert {layer["kind"] for layer in exported} <= {"conv", "scale", "silu", "relu", "attention", "max", "average"}
     assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     weights = sum(len(layer["weight"]) for layer in exported if layer["kind"] == "conv")
     assert weights == sum(layer.weight.numel() for layer in net.layers if isinstance(layer, nn.Conv2d))
@@ -116,6 +116,7 @@ class Blur(nn.Conv2d):
         (nn.Conv2d(1, 4, 3, padding="same"), "padding"),
         (nn.MaxPool2d(2, ceil_mode=True), "ceil_mode"),
         (nn.AdaptiveAvgPool2d(2), "output_size"),
+        (nn.AvgPool2d(2, padding=1, count_include_pad=False), "count_include_pad"),
         (nn.Flatten(), "Flatten"),
         (nn.BatchNorm2d(1, affine=False), "affine"),
         (Blur(1, 1, 3), "Blur"),
@@ -240,7 +241,24 @@ class TestBrowser:
         assert len(expected) == 200 and expected.std(0).max() > 0.1
         difference = np.abs(np.array(found) - expected).max()
         print(f"{network.__name__}: largest difference of 200 x 10 logits {difference:.1e}")
-        assert difference < 1e-3
+        assert difference < 1e-5 * max(1, np.abs(expected).max())
+
+    def test_attention_and_pooling_anywhere(self, tmp_path, few):
+        """The first layers, two in a row, of one channel, without padding, and where a window leaves a rest."""
+        torch.manual_seed(0)
+        net = Layers(
+            *(model.ChannelAttention(), nn.AvgPool2d(3, 2, padding=1), *model.blur_pool()),
+            *(nn.Conv2d(1, 5, 3), model.ChannelAttention(), model.ChannelAttention(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(5, 10, 1), model.GlobalAvgPool(), model.ChannelAttention()),
+            behind=lambda maps: maps.flatten(1),
+        ).eval()
+        for layer in net.modules():
+            if isinstance(layer, model.ChannelAttention):
+                nn.init.normal_(layer.weight)
+        script = "return values.map((image) => [...forward(unpack(image)).at(-1).data]);"
+        values = [pack(image.numpy()) for image in few.images[:50]]
+        found, expected = in_page(tmp_path, page_of(net, few), script, values), logits(net, few[:50])
+        assert np.abs(np.array(found) - expected).max() < 1e-5 and expected.std(0).max() > 0.01
 
     def test_preparation_equals_prepare_digit(self, tmp_path, few):
         """Digits enlarged on light and dark, lit evenly and unevenly, of every size from 60 to 400 pixels."""
@@ -303,7 +321,7 @@ class TestBrowser:
         assert np.abs(np.array(drawn["shares"]) - 100 * probabilities.numpy()).max() < 0.06
         assert drawn["colours"] > 10
         assert empty["digit"] == "" and max(empty["shares"]) == 0 and not unpack(empty["pixels"], 784).any()
-        kinds = (nn.Conv2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+        kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
         assert len(maps) == sum(isinstance(layer, kinds) for layer in net.layers)
 
     def test_class_names_are_text_whatever_they_hold(self, tmp_path, few):

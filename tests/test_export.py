@@ -11,12 +11,15 @@ import utils
 extra = "needs the packages of requirements-extra.txt"
 
 
-@pytest.mark.parametrize("network", [model.Net, model.Attempt2])
+@pytest.mark.parametrize("network", [model.Net, model.Nano, model.Attempt2])
 def test_onnxruntime_gives_the_same_logits_for_any_number_of_images(network, tmp_path):
     pytest.importorskip("onnxscript", reason=extra)
     onnxruntime = pytest.importorskip("onnxruntime", reason=extra)
     torch.manual_seed(0)
     net = network()
+    for layer in net.modules():
+        if isinstance(layer, model.ChannelAttention):
+            torch.nn.init.normal_(layer.weight)  # which is 0 at the start
     net(torch.randn(64, 1, 28, 28))  # BatchNorm statistics that are not the initial ones
     utils.export_onnx(net, tmp_path / "net.onnx")
     assert net.training

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,121 @@ def test_house_style_batchnorm_dropout_and_1x1_transitions(network):
     assert nn.BatchNorm2d in kinds and nn.Dropout in kinds
     convolutions = [module for module in network().modules() if isinstance(module, nn.Conv2d)]
     assert any(convolution.kernel_size == (1, 1) for convolution in convolutions)
+
+
+# ---- The parts ----
+
+
+def side_by_side(*shape: int) -> torch.Tensor:
+    """Random maps whose gradient is wanted, the channels of a pixel side by side."""
+    return torch.randn(*shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def attention() -> model.ChannelAttention:
+    torch.manual_seed(0)
+    layer = model.ChannelAttention()
+    nn.init.normal_(layer.weight)
+    return layer
+
+
+def test_channel_attention_scales_nothing_at_the_start():
+    maps = side_by_side(3, 5, 4, 6)
+    assert torch.equal(model.ChannelAttention()(maps), maps)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7])
+def test_channel_attention_is_a_convolution_along_the_means_of_the_channels(channels):
+    layer, maps = attention(), side_by_side(3, channels, 4, 6)
+    means = maps.mean((2, 3))
+    factors = 2 * F.conv1d(means[:, None], layer.weight[None], padding=1).sigmoid()[:, 0]
+    assert torch.allclose(layer(maps), maps * factors[:, :, None, None], atol=1e-6)
+
+
+def test_channel_attention_depends_on_the_two_neighbours_alone():
+    layer, maps = attention(), torch.randn(1, 9, 4, 4)
+    changed = maps.clone()
+    changed[:, 4] += 1
+    same = (layer(maps) == layer(changed)).all(3).all(2)[0]
+    assert [channel for channel in range(9) if not same[channel]] == [3, 4, 5]
+    places = torch.randperm(16)  # where in a map a value lies does not matter
+    shuffled = maps.flatten(2)[:, :, places].view_as(maps)
+    assert torch.allclose(layer(shuffled), layer(maps).flatten(2)[:, :, places].view_as(maps), atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [13, 14])
+def test_blur_pool_is_a_maximum_and_a_binomial_blur(side):
+    maps = side_by_side(2, 3, side, side)
+    line = torch.tensor([0.25, 0.5, 0.25])
+    kernel = torch.outer(line, line).expand(3, 1, 3, 3)
+    expected = F.conv2d(F.max_pool2d(maps, 2, 1), kernel, stride=2, padding=1, groups=3)
+    assert torch.allclose(nn.Sequential(*model.blur_pool())(maps), expected, atol=1e-6)
+
+
+def test_blur_pool_keeps_a_constant_inside_and_follows_a_shift():
+    pool = nn.Sequential(*model.blur_pool())
+    assert torch.allclose(pool(torch.full((1, 1, 14, 14), 0.7))[:, :, 1:-1, 1:-1], torch.tensor(0.7))
+    maps = torch.randn(1, 2, 16, 16)
+    shifted = pool(maps.roll((2, 4), (2, 3)))
+    assert torch.allclose(shifted[:, :, 2:-1, 3:-1], pool(maps)[:, :, 1:-2, 1:-3], atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [5, 7])
+def test_the_global_average_is_torchs(side):
+    maps = side_by_side(2, 3, side, side + 1)
+    assert torch.allclose(model.GlobalAvgPool()(maps), F.adaptive_avg_pool2d(maps, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [attention(), nn.Sequential(*model.blur_pool()), model.GlobalAvgPool()])
+def test_maps_and_gradients_keep_the_channels_side_by_side(layer):
+    """Other layouts give the same numbers, but every layer behind and before then has to copy them."""
+    maps = side_by_side(4, 8, 6, 6)
+    result = layer(maps)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    (gradient,) = torch.autograd.grad(result, maps, torch.randn_like(result))
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+# ---- As any module ----
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "twin_of",
+    [
+        copy.deepcopy,
+        lambda net: pickle.loads(pickle.dumps(net)),
+        lambda net: _from_state(type(net)(), net),
+        lambda net: _from_state(_on_meta(type(net)).to_empty(device="cpu"), net),
+    ],
+    ids=["deepcopy", "pickle", "state_dict", "from meta"],
+)
+def test_a_copy_gives_the_same_logits(network, twin_of):
+    torch.manual_seed(0)
+    net, images = network(), torch.randn(4, 1, 28, 28)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        net(images)
+    twin = twin_of(net.eval()).eval()
+    assert torch.equal(twin(images), net(images))
+    wide = copy.deepcopy(net).double()(images.double())
+    assert wide.dtype == torch.float64 and torch.allclose(wide, net(images).double(), atol=1e-4)
+
+
+def _on_meta(network: type[nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        net = network()
+    assert all(value.is_meta for value in (*net.parameters(), *net.buffers()))
+    return net
+
+
+def _from_state(fresh: nn.Module, net: nn.Module) -> nn.Module:
+    fresh.load_state_dict(net.state_dict())
+    return fresh
+
+
+@pytest.mark.parametrize("early, late", [((8,), (8,)), ((8, 12), ()), ((), (8, 12, 16))])
+def test_any_widths(early, late):
+    net = model.Net(stem=6, early=early, late=late)
+    assert net(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+    assert sum(isinstance(layer, model.ChannelAttention) for layer in net.modules()) == len(late)

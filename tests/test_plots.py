@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+import model
 from kit import plots
 from kit.data import ImageData
 
@@ -315,6 +316,15 @@ def test_feature_maps_are_each_layers_own_output():
     assert texts(few)[1] == "5\n2 of 5 × 12 × 12"
 
 
+def test_feature_maps_of_poolings_and_attention():
+    net, image = model.Net().eval(), images(1)
+    kinds = (nn.MaxPool2d, nn.AvgPool2d, model.ChannelAttention)
+    names = [name for name, layer in net.named_modules() if isinstance(layer, kinds)]
+    sides = [round(tile.shape[0]) for tile in tiles(plots.plot_feature_maps(net, image, layers=names, channels=1))]
+    maps = [net.layers[: int(name.removeprefix("layers.")) + 1](image) for name in names]
+    assert names and sides == [28, *(output.shape[2] for output in maps)]
+
+
 class Broken(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -368,6 +378,32 @@ def test_parameters_and_receptive_fields_of_a_known_stack():
 def test_receptive_field_of_strides_dilations_and_other_stacks(layers, expected):
     fields = plots.plot_parameters(nn.Sequential(*layers)).axes[1]
     assert [text.get_text() for text in fields.texts] == expected
+
+
+def found_by_gradients(layers: nn.Sequential, side: int) -> int:
+    """The side of the square of pixels that one position in the middle of the output depends on."""
+    batch = torch.rand(64, 1, side, side).requires_grad_()  # many, for a maximum passes one gradient of several
+    output = layers(batch)
+    output[:, :, output.shape[2] // 2, output.shape[3] // 2].sum().backward()
+    rows = batch.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+    assert rows.min() > 0 and rows.max() < side - 1  # the image does not cut it off
+    return int(rows.max() - rows.min() + 1)
+
+
+@pytest.mark.parametrize("network", [model.Net, model.Nano])
+def test_receptive_fields_of_the_networks_are_those_found_by_gradients(network):
+    torch.manual_seed(0)
+    net = network().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.abs_()
+    shown = [int(text.get_text()) for text in plots.plot_parameters(net).axes[1].texts]
+    sliding = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+    places = [place for place, layer in enumerate(net.layers) if isinstance(layer, sliding)]
+    assert len(shown) == len(places)
+    whole = next(row for row, place in enumerate(places) if isinstance(net.layers[place], nn.AdaptiveAvgPool2d))
+    found = [found_by_gradients(net.layers[: place + 1], 72) for place in places[:whole]]
+    assert shown[:whole] == found and min(shown[whole:]) >= 28
 
 
 def test_a_shared_layer_counts_once():
