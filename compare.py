@@ -48,9 +48,10 @@ from joblib.parallel import LokyBackend, get_active_backend
 from torch import nn
 from tqdm import tqdm
 
-from kit.comparisons import escape_markdown, summarize, tables, verdicts
+from kit.comparisons import escape_markdown, mean_histories, summarize, tables, verdicts
 from kit.fingerprint import fingerprint
 from kit.plots_compare import plot_comparison
+from kit.plots_history import plot_history
 from kit.runtime import (
     commit_of_kit,
     end_cell_after_interrupt,
@@ -104,6 +105,10 @@ class Comparison:
     def plot(self) -> Figure:
         """Plot the final accuracy and loss: one dot per seed, their mean and its 95 % interval."""
         return plot_comparison(list(self.variants), self.runs)
+
+    def plot_history(self, *, target: float | None = None) -> Figure:
+        """Plot loss, accuracy and learning rate over the epochs: for each variant the mean over its seeds."""
+        return plot_history(mean_histories(list(self.variants), self.runs), target=target)
 
     def to_json(self, path: str | Path) -> None:
         """Write settings, statistics and every run to `path`."""

@@ -63,11 +63,12 @@ from kit.plots import (
     plot_confusion,
     plot_feature_maps,
     plot_filters,
-    plot_history,
     plot_images,
     plot_mistakes,
     plot_parameters,
+    plot_prediction,
 )
+from kit.plots_history import plot_history
 from kit.runtime import (
     device_of,
     eval_mode,
@@ -116,6 +117,7 @@ __all__ = [
     "plot_images",
     "plot_mistakes",
     "plot_parameters",
+    "plot_prediction",
     "predict",
     "prepare_digit",
     "read_idx",
@@ -151,7 +153,7 @@ class Augment:
     translation: float = 0.1
     scale: float = 0.15
     shear: float = 10.0
-    elastic: float = 0.0
+    elastic: float = 0.5
     erasing: float = 0.0
 
     def __post_init__(self) -> None:
@@ -494,11 +496,11 @@ class Recipe:
     epochs: int = 15
     batch_size: int = 128
     augment: Augmentation | None = Augment()
-    plain_epochs: int = 1
+    plain_epochs: int = 2
     optimizer: Callable[..., Optimizer] = Muon
     lr: float = 0.05
     schedule: Callable[[Optimizer, int, float], LRScheduler] = linear_schedule
-    warmup: float = 0.2
+    warmup: float = 0.05
     criterion: Criterion = F.cross_entropy
     test_criterion: Criterion | None = None
 

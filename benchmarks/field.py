@@ -10,28 +10,36 @@ from kit.plots import BLUE, GREY, RED, new_figure, round_ticks, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.path import Path
     from matplotlib.transforms import Bbox
+
+
+FAMILY = "family"
+KINDS = ("ours", "published", FAMILY)
 
 
 @styled
 def plot_field(entries: Sequence[dict[str, Any]], *, limit: int = 8000, target: float = 99.4) -> Figure:
     """Plot accuracy against parameters: these networks with their spread, among published results.
 
-    entries: dicts of name, parameters, accuracy (percent, the mean), spread (standard deviation or None) and kind,
-        "ours" or "published".
+    entries: dicts of name, parameters, accuracy (percent, the mean), spread (standard deviation or None) and kind:
+        "ours" or "published", each with its name beside it, or "family", without a name and joined by a line.
     limit, target: a number of parameters and a percentage, drawn as lines.
     Raises ValueError for an entry that lacks a key or holds another value.
     """
     _check_entries(entries)
-    figure, axes = new_figure(9, 5)
+    family = sorted((entry for entry in entries if entry["kind"] == FAMILY), key=lambda entry: entry["parameters"])
+    entries = [*(entry for entry in entries if entry["kind"] != FAMILY), *family]
+    figure, axes = new_figure(9, 5.5)
     for kind, label, style in (
-        ("ours", "this kit, mean ± standard deviation over seeds", {"color": BLUE, "capsize": 3}),
-        ("published", "published, single run", {"color": RED, "markerfacecolor": "white"}),
+        (FAMILY, "the same for Net at other sizes", {"fmt": "o-", "color": BLUE, "capsize": 2, "markersize": 4}),
+        ("ours", "this kit, mean ± standard deviation over seeds", {"fmt": "o", "color": BLUE, "capsize": 3}),
+        ("published", "published, single run", {"fmt": "o", "color": RED, "markerfacecolor": "white"}),
     ):
         if chosen := [entry for entry in entries if entry["kind"] == kind]:
             x, y = [entry["parameters"] for entry in chosen], [entry["accuracy"] for entry in chosen]
-            spread = [entry.get("spread") or 0 for entry in chosen] if kind == "ours" else None
-            axes.errorbar(x, y, spread, fmt="o", markersize=7, label=label, **style)
+            spread = [entry.get("spread") or 0 for entry in chosen] if kind != "published" else None
+            axes.errorbar(x, y, spread, label=label, **{"markersize": 7, **style})
     _scale_sizes(axes, [limit, *(entry["parameters"] for entry in entries)])
     axes.margins(y=0.12)
     axes.axvline(limit, color=GREY, linestyle="--", label=f"limit, {limit:,} parameters")
@@ -51,16 +59,16 @@ def _check_entries(entries: Sequence[dict[str, Any]]) -> None:
     for entry in entries:
         if missing := {"name", "parameters", "accuracy", "kind"} - set(entry):
             raise ValueError(f"entries: {entry} lacks {', '.join(sorted(missing))}; add it")
-        if entry["kind"] not in ("ours", "published"):
-            raise ValueError(f"entries: {entry['name']} has kind {entry['kind']!r}, expected 'ours' or 'published'")
+        if entry["kind"] not in KINDS:
+            raise ValueError(f"entries: {entry['name']} has kind {entry['kind']!r}, expected one of {', '.join(KINDS)}")
         if not (entry["parameters"] > 0 and 0 <= entry["accuracy"] <= 100):
             raise ValueError(f"entries: {entry}, expected parameters above 0 and an accuracy from 0 to 100 percent")
 
 
 def _scale_sizes(axes: Any, sizes: Sequence[int]) -> None:
-    """A linear axis from 0; a logarithmic one if the sizes span more than a factor of ten."""
+    """A linear axis from 0; a logarithmic one if the sizes span more than a factor of thirty."""
     axes.set_xlim(0, 1.15 * max(sizes))
-    if max(sizes) > 10 * min(sizes):
+    if max(sizes) > 30 * min(sizes):
         axes.set(xscale="log", xlim=(min(sizes) / 1.6, max(sizes) * 1.6))
         axes.minorticks_off()
         axes.set_xticks(round_ticks(min(sizes) / 1.6, max(sizes) * 1.6))
@@ -87,20 +95,25 @@ class _Place(NamedTuple):
 def _place_names(axes: Any, entries: Sequence[dict[str, Any]], limit: int, target: float) -> None:
     """Write each name beside its dot, or joined to it by a line, where it touches no line, dot or other name.
 
-    Each name in turn takes the best of many places around its dot; a few rounds let early ones make room.
+    Each name in turn takes the best of many places around its dot; a few rounds let early ones make room. Entries
+    without a name come last.
     """
+    from matplotlib.path import Path
+
     points = [(entry["parameters"], entry["accuracy"]) for entry in entries]
     dots = [(float(x), float(y)) for x, y in axes.transData.transform(points)]
     bars = [_bar(axes, entry, dot) for entry, dot in zip(entries, dots, strict=True)]
     lines = _lines(axes, limit, target)
-    texts = [_text(axes, entry["name"], point) for entry, point in zip(entries, points, strict=True)]
+    curve = Path([dot for entry, dot in zip(entries, dots, strict=True) if entry["kind"] == FAMILY] or dots[:1])
+    named = [(entry, point) for entry, point in zip(entries, points, strict=True) if entry["kind"] != FAMILY]
+    texts = [_text(axes, entry["name"], point) for entry, point in named]
     options = []
     for at, text in enumerate(texts):
-        others = bars[:at] + bars[at + 1 :]
+        others = [bar for bar, dot in zip(bars, dots, strict=True) if dot != dots[at]]
         around = _places(text.get_window_extent(), dots[at], dots)
-        options.append([(place, _own_cost(place, bars[at], others, lines, axes.bbox)) for place in around])
+        options.append([(place, _own_cost(place, bars[at], others, lines, curve, axes.bbox)) for place in around])
     chosen: dict[int, _Place] = {}
-    crowded = sorted(range(len(dots)), key=lambda at: sum(math.dist(dots[at], dot) for dot in dots))
+    crowded = sorted(range(len(texts)), key=lambda at: sum(math.dist(dots[at], dot) for dot in dots))
     for at in crowded * 3:
         names = [place for number, place in chosen.items() if number != at]
         costs = [cost + TOUCHED * _touched(place, names) for place, cost in options[at]]
@@ -149,19 +162,22 @@ def _places(size: Bbox, dot: tuple[float, float], dots: Sequence[tuple[float, fl
     return places
 
 
-def _own_cost(place: _Place, own: Bbox, others: Sequence[Bbox], lines: Sequence[Bbox], frame: Bbox) -> float:
+def _own_cost(
+    place: _Place, own: Bbox, others: Sequence[Bbox], lines: Sequence[Bbox], curve: Path, frame: Bbox
+) -> float:
     """How far the name stands from its dot, and much more for each dot or line that it touches."""
     from matplotlib.path import Path
 
     box = place.box.padded(3)
-    touched = sum(box.overlaps(thing) for thing in (own, *others, *lines))
+    touched = sum(box.overlaps(thing) for thing in (own, *others, *lines)) + curve.intersects_bbox(box, filled=False)
     touched += not (frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1)
     gap = math.dist(place.edge, place.dot)
     cost = max(gap, NEAR)
     if place.joined:
         leader = Path([place.edge, place.dot])
         touched += sum(leader.intersects_bbox(other) for other in others)
-        cost += 15 + 40 * sum(leader.intersects_bbox(line) for line in lines)
+        crossed = sum(leader.intersects_bbox(line) for line in lines) + leader.intersects_path(curve, filled=False)
+        cost += 15 + 40 * crossed
         cost += 100 * (gap < 16)  # too short to be seen
     return cost + TOUCHED * touched
 

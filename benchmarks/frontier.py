@@ -26,7 +26,7 @@ class Widths(NamedTuple):
     late: tuple[int, ...]
 
     def __str__(self) -> str:
-        return " | ".join(" ".join(map(str, stage)) for stage in ((self.stem,), self.early, self.late))
+        return " / ".join(" ".join(map(str, stage)) for stage in ((self.stem,), self.early, self.late))
 
 
 SIZES = [

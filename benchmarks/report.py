@@ -25,6 +25,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "results": tables.results_table,
     "accuracy": tables.accuracy_table,
     "published": tables.published_table,
+    "frontier": tables.frontier_table,
+    "repeated": tables.repeated_table,
     "fashion": tables.fashion_table,
     "attempts": attempts_table,
     "recipe": tables.recipe_text,

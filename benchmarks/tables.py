@@ -129,6 +129,50 @@ def published_table() -> str:
     return table(["published", "parameters", "epochs", "test accuracy, %", "what it is"], rows)
 
 
+def frontier_sizes() -> list[tuple[str, int, list[float]]]:
+    """Return widths, parameters and final accuracies of each size of `Net`, the smallest first.
+
+    `Net` and `Nano` have files of their own, with more seeds: their accuracies come from there.
+    """
+    own = {
+        report["parameters"]: finals(report)
+        for report in read_results()
+        if report["epochs"] == FULL and report["network"] in ("Net", "Nano")
+    }
+    found: dict[tuple[int, str], list[float]] = {}
+    for run in read("frontier")["runs"]:
+        found.setdefault((run["parameters"], run["variant"]), []).append(run["test_accuracy"][-1])
+    return [(name, size, own.get(size, values)) for (size, name), values in sorted(found.items())]
+
+
+def frontier_table() -> str:
+    published, rows = read("published"), []
+    for name, size, values in frontier_sizes():
+        smaller = [peer["accuracy"] for peer in published if peer["parameters"] <= size]
+        best = f"{max(smaller):.2f}" if smaller else ""
+        spans = f"{min(values):.2f} – {max(values):.2f}"
+        rows.append([name, f"{size:,}", str(len(values)), f"**{mean(values):.2f}** ± {stdev(values):.2f}", spans, best])
+    head = ["stem / early / late", "parameters", "seeds", "final test accuracy, %: mean ± sd", "min – max"]
+    return table([*head, "best published run of at most that size"], rows)
+
+
+def repeated_table() -> str:
+    """The best published training under 8,000 parameters, over many seeds, by two recipes, beside `Net`."""
+    repeated, net = read("repeated"), next(report for report in read_results() if report["network"] == "Net")
+    rows = []
+    for name in repeated["variants"]:
+        values = finals({"runs": [run for run in repeated["runs"] if run["variant"] == name]})
+        rows.append([f"the published network, {name}", repeated["parameters"], values])
+    rows.append(["`Net`, this kit's recipe", net["parameters"], finals(net)])
+    return table(
+        ["network and recipe", "parameters", "seeds", "final test accuracy, %: mean ± sd", "min – max"],
+        [
+            [name, f"{parameters:,}", str(len(values)), spread(values), f"{min(values):.2f} – {max(values):.2f}"]
+            for name, parameters, values in rows
+        ],
+    )
+
+
 def field_entries() -> list[dict[str, Any]]:
     """Return this kit's full-length results and the published ones, as `plot_field` takes them."""
     ours = [
@@ -147,7 +191,11 @@ def field_entries() -> list[dict[str, Any]]:
         | {"name": f"{peer['accuracy']:.2f}", "spread": None, "kind": "published"}
         for peer in read("published")
     ]
-    return ours + published
+    family = [
+        {"name": name, "parameters": size, "accuracy": mean(values), "spread": stdev(values), "kind": "family"}
+        for name, size, values in frontier_sizes()
+    ]
+    return ours + published + family
 
 
 # ------------------------------------------------------------------------------------------- Recipe and attempts

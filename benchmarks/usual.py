@@ -27,11 +27,15 @@ def unpack_mnist(folder: Path) -> None:
 
 
 def usual_loaders(recipe: utils.Recipe, folder: str, workers: int, images: int) -> tuple[DataLoader, DataLoader]:
-    """Return torchvision's MNIST in `folder`, its first `images` images, augmented in the ranges of `recipe`."""
+    """Return torchvision's MNIST in `folder`, its first `images` images, augmented in the ranges of `recipe`.
+
+    Raises ValueError if the augmentation of `recipe` is more than torchvision's RandomAffine does.
+    """
     from torchvision import datasets, transforms
 
     ranges = recipe.augment
-    assert isinstance(ranges, utils.Augment)
+    if not isinstance(ranges, utils.Augment) or ranges.elastic or ranges.erasing:
+        raise ValueError(f"recipe.augment is {ranges!r}; expected an Augment of RandomAffine's ranges, with elastic=0")
     affine = transforms.RandomAffine(
         ranges.rotation,
         translate=(ranges.translation, ranges.translation),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from statistics import fmean
 from typing import Any
 
+from kit.history import History
 from kit.statistics import holm, paired_difference, sample_sd, seeds_needed
 
 LEVEL = 0.05  # a difference is clear if its corrected p-value is below
@@ -19,6 +21,16 @@ Row = dict[str, Any]
 def finished(runs: Sequence[dict[str, Any]], variant: str) -> dict[int, dict[str, Any]]:
     """Return seed -> run for the runs of `variant` that came to their end."""
     return {run["seed"]: run for run in runs if run["variant"] == variant and "error" not in run}
+
+
+def mean_histories(variants: Sequence[str], runs: Sequence[dict[str, Any]]) -> dict[str, History]:
+    """Return for each variant with finished runs the means over them, epoch by epoch."""
+    histories = {}
+    for name in variants:
+        if done := list(finished(runs, name).values()):
+            lists = {field.name: zip(*(run[field.name] for run in done), strict=True) for field in fields(History)}
+            histories[name] = History(**{key: list(map(fmean, epochs)) for key, epochs in lists.items()})
+    return histories
 
 
 def summarize(variants: dict[str, dict[str, Any]], runs: Sequence[dict[str, Any]]) -> list[Row]:

@@ -11,6 +11,7 @@ import functools
 import io
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
@@ -25,6 +26,7 @@ P = ParamSpec("P")
 Indices = Tensor | Sequence[int]
 # The colour-blind safe palette of Okabe and Ito, "Color Universal Design" (2008).
 BLUE, SKY, ORANGE, RED = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
+GREEN, PURPLE = "#009E73", "#CC79A7"
 INK, GREY, PALE = "#222222", "#707070", "#E8E8E8"
 SHADES: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
 SIZED = (
@@ -258,56 +260,6 @@ def plot_augmentation(
 
 
 @styled
-def plot_history(history: Any, *, target: float | None = None) -> Figure:
-    """Plot loss, accuracy (percent) and learning rate over the epochs, in three panels.
-
-    history: the History that fit returns, or any object with the same lists, one entry per epoch; NaN leaves a gap.
-    target: an accuracy in percent, drawn as a line. The accuracy axis is zoomed to the later epochs and the
-    target; the loss axis is logarithmic if the losses span more than a factor of four.
-    """
-    names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "learning_rate")
-    if missing := [name for name in names if not hasattr(history, name)]:
-        raise TypeError(f"history has no {', '.join(missing)}: pass the History that fit returns")
-    lists = {name: [float(value) for value in getattr(history, name)] for name in names}
-    epochs, lengths = len(lists["test_loss"]), {name: len(values) for name, values in lists.items()}
-    if not epochs or set(lengths.values()) != {epochs}:
-        raise ValueError(f"history has lists of {lengths} entries, expected the same and at least 1: train first")
-    if target is not None and not 0 <= target <= 100:
-        raise ValueError(f"target is {target}, expected a percentage from 0 to 100, such as 99.4")
-    figure, (loss, accuracy, rate) = new_figure(10, 3.4, 3)
-    steps = range(1, epochs + 1)
-    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
-        axes.plot(steps, lists[f"train_{name}"], "o--", color=ORANGE, label="train", markerfacecolor="white")
-        axes.plot(steps, lists[f"test_{name}"], "o-", color=BLUE, label="test")
-    rate.plot(steps, lists["learning_rate"], "o-", color=INK)
-    goal = [] if target is None else [target]
-    for height in goal:
-        accuracy.axhline(height, color=RED, linestyle=":", label=f"target, {height:g} %")
-
-    losses = [value for value in lists["train_loss"] + lists["test_loss"] if math.isfinite(value)]
-    if losses and 0 < 4 * min(losses) < max(losses):
-        loss.set_yscale("log")
-        loss.minorticks_off()
-        loss.set_yticks(round_ticks(min(losses) / 1.5, max(losses) * 1.5))
-        loss.yaxis.set_major_formatter("{x:g}")
-    tests = [value for value in lists["test_accuracy"] if math.isfinite(value)]
-    late = [*lists["test_accuracy"][epochs // 4 :], lists["train_accuracy"][-1], *goal]
-    if late := [value for value in late if math.isfinite(value)]:
-        high = max(value for value in (*late, *tests, *lists["train_accuracy"]) if math.isfinite(value))
-        margin = max(0.1 * (high - min(late)), 0.05)
-        accuracy.set_ylim(min(late) - margin, min(high + margin, 100 + margin / 5))
-    loss.set(ylabel="loss (mean per image)", title=f"test loss: last {lists['test_loss'][-1]:.4f}")
-    best = f"last {lists['test_accuracy'][-1]:.2f} %, best {max(tests, default=math.nan):.2f} %"
-    accuracy.set(ylabel="accuracy (%)", title=f"test: {best}")
-    rate.set(ylabel="learning rate", title=f"learning rate: highest {max(lists['learning_rate']):.2g}")
-    for axes in (loss, accuracy, rate):
-        axes.set(xlabel="epoch", xlim=(0.5, epochs + 0.5), xticks=range(1, epochs + 1, math.ceil(epochs / 8)))
-        axes.grid(True)
-    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
-
-
-@styled
 def plot_confusion(labels: Indices, predictions: Indices, classes: Sequence[str]) -> Figure:
     """Plot the confusion matrix in counts, with the percentage of correct predictions beside each class.
 
@@ -373,6 +325,35 @@ def plot_mistakes(
     columns = math.ceil(len(worst) / math.ceil(len(worst) / most))
     title = f"wrong: {len(wrong):,} of {size:,} images, the most confident first"
     return _grid(list(_pixels(images[worst.to(images.device)]).numpy()), columns, captions, title=title, **SHADES)
+
+
+@styled
+def plot_prediction(picture: Any, image: Tensor, probabilities: Tensor, classes: Sequence[str]) -> Figure:
+    """Plot a picture of your own, the image that the network saw, and the probability of each class.
+
+    picture: a path, a PIL image or an array (H, W) or (H, W, 3). image: (C, H, W), as `prepare_digit` returns it.
+    probabilities: (K,), as `predict` returns them for this image; classes: their K names.
+    """
+    from PIL import Image, ImageOps
+
+    if tuple(probabilities.shape) != (len(classes),):
+        raise ValueError(
+            f"probabilities has shape {tuple(probabilities.shape)}, expected ({len(classes)},): those of one image"
+        )
+    figure, (left, middle, right) = new_figure(9, 2.9, 3, width_ratios=(1, 1, 1.4))
+    if isinstance(picture, (str, Path)):
+        with Image.open(picture) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
+    left.imshow(picture, cmap="gray")
+    middle.imshow(_pixels(image[None])[0].numpy(), **SHADES)
+    for axes, title in ((left, "the picture"), (middle, "what the network sees")):
+        axes.set(title=title, xticks=[], yticks=[])
+    values = probabilities.detach().cpu().tolist()
+    best = max(range(len(values)), key=values.__getitem__)
+    right.barh(list(classes), values, color=[BLUE if at == best else GREY for at in range(len(values))])
+    right.set(xlim=(0, 1), xlabel="probability", title=f"read as {classes[best]}, {values[best]:.1%}")
+    right.invert_yaxis()
+    return figure
 
 
 @styled

@@ -201,7 +201,7 @@ def threads():
 
 
 def test_both_loops_test_on_the_same_images(raw_mnist):
-    _, loader = usual.usual_loaders(utils.Recipe(), raw_mnist, workers=0, images=1500)
+    _, loader = usual.usual_loaders(speed.RECIPES["epoch"], raw_mnist, workers=0, images=1500)
     images, labels = next(iter(loader))
     theirs, their_labels = next(iter(utils.Batches(utils.load_mnist()[1], 1000, device="cpu")))
     assert len(loader.dataset) == 1500 and torch.equal(labels, their_labels)
@@ -209,14 +209,18 @@ def test_both_loops_test_on_the_same_images(raw_mnist):
 
 
 def test_the_usual_loop_augments_in_the_ranges_of_the_recipe(raw_mnist):
-    still = utils.Augment(rotation=0, translation=0, scale=0, shear=0)
+    still = utils.Augment(rotation=0, translation=0, scale=0, shear=0, elastic=0)
     plain, _ = usual.usual_loaders(utils.Recipe(augment=still), raw_mnist, workers=0, images=4)
-    moved, _ = usual.usual_loaders(utils.Recipe(), raw_mnist, workers=0, images=4)
-    first = usual.usual_loaders(utils.Recipe(), raw_mnist, workers=0, images=4)[0].dataset.dataset.data[:4] / 255
+    moved, _ = usual.usual_loaders(speed.RECIPES["epoch"], raw_mnist, workers=0, images=4)
+    first = (
+        usual.usual_loaders(speed.RECIPES["epoch"], raw_mnist, workers=0, images=4)[0].dataset.dataset.data[:4] / 255
+    )
     for image, _ in plain.dataset:
         assert any(torch.allclose(image * 0.3081 + 0.1307, other, atol=1e-5) for other in first)
     image, _ = moved.dataset[0]
     assert not torch.allclose(image * 0.3081 + 0.1307, first[0], atol=0.1)
+    with pytest.raises(ValueError, match="elastic=0"):
+        usual.usual_loaders(utils.Recipe(), raw_mnist, workers=0, images=4)
 
 
 @pytest.mark.parametrize("loop", ["kit", "usual"])
@@ -296,7 +300,7 @@ def test_a_peer_trains_the_same_network(monkeypatch):
         assert peers.time_step("Net", framework)["step_s"] > 0
     other = (["torch"], lambda network, outcome: peers.run_pytorch("Nano", outcome))
     monkeypatch.setitem(peers.FRAMEWORKS, "another network", other)
-    with pytest.raises(ValueError, match=r"2,854 parameters; Net has"):
+    with pytest.raises(ValueError, match=r"2,312 parameters; Net has"):
         peers.time_step("Net", "another network")
 
 

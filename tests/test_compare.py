@@ -191,6 +191,8 @@ def test_seeds_are_paired_and_every_run_records_its_circumstances(data):
     assert (a0["seed"], a0["parameters"], a0["threads"], a0["torch"]) == (0, 650, 1, torch.__version__)
     keys = {"train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "commit"}
     assert keys <= set(a0) and len(a0["test_accuracy"]) == 1
+    curves = {line.get_label(): line.get_ydata() for line in result.plot_history().axes[0].lines}
+    assert curves["a"] == pytest.approx([(a0["test_loss"][0] + a1["test_loss"][0]) / 2])
     assert "b: accuracy is equal for every seed; loss is equal for every seed." in result.table()
 
 

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import pytest
+from matplotlib.path import Path
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -15,7 +16,13 @@ from benchmarks.field import plot_field
 
 OURS = [("Net", 7602, 99.59, 0.065), ("Nano", 2854, 99.47, 0.051), ("Attempt2", 5550, 99.47, 0.05)]
 PUBLISHED = [(7496, 99.56), (6750, 99.5), (7878, 99.47), (6022, 99.43), (5550, 99.07)]
+FAMILY = [(7602, 99.59), (580, 98.6), (2854, 99.47), (1400, 99.2), (5000, 99.55)]
 CROWD = [(7758, 99.63), (7758, 99.61), (7432, 99.51), (6174, 99.47), (6342, 99.45), (5196, 99.4), (1936, 99.1)]
+
+
+def family() -> list[dict[str, Any]]:
+    keys = {"name": "", "spread": 0.05, "kind": "family"}
+    return [keys | {"parameters": parameters, "accuracy": accuracy} for parameters, accuracy in FAMILY]
 
 
 def field(*published: tuple[int, float]) -> list[dict[str, Any]]:
@@ -45,7 +52,18 @@ def test_points_spreads_and_lines_are_those_given():
     assert plot_field(field((10**6, 99.2))).axes[0].get_xscale() == "log"
 
 
-@pytest.mark.parametrize("entries", [field(*PUBLISHED), field(*PUBLISHED, *CROWD)], ids=["few", "a crowd"])
+def test_a_family_is_a_line_without_names_from_its_smallest_network():
+    axes = plot_field([*family(), *field(*PUBLISHED)]).axes[0]
+    (line,) = [container.lines[0] for container in axes.containers if "other sizes" in container.get_label()]
+    assert list(line.get_xdata()) == sorted(parameters for parameters, _ in FAMILY) and line.get_linestyle() == "-"
+    assert [text.get_text() for text in axes.texts] == [entry["name"] for entry in field(*PUBLISHED)]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [field(*PUBLISHED), field(*PUBLISHED, *CROWD), [*field(*PUBLISHED, *CROWD), *family()]],
+    ids=["few", "a crowd", "a family"],
+)
 def test_every_name_touches_nothing_and_shows_its_dot(entries):
     axes = plot_field(entries).axes[0]
     dots = axes.transData.transform([(entry["parameters"], entry["accuracy"]) for entry in entries])
@@ -57,7 +75,10 @@ def test_every_name_touches_nothing_and_shows_its_dot(entries):
             things.append(Bbox.from_extents(x - 4, low, x + 4, high))
     (x, y), frame = axes.transData.transform((8000, 99.4)), axes.get_window_extent()
     things += [Bbox.from_extents(x, frame.y0, x + 1, frame.y1), Bbox.from_extents(frame.x0, y, frame.x1, y + 1)]
+    curve = [dots[at] for at, entry in enumerate(entries) if entry["kind"] == "family"]
+    curve.sort(key=lambda dot: dot[0])
     for at, box in enumerate(boxes):
+        assert not (curve and Path(curve).intersects_bbox(box, filled=False)), entries[at]["name"]
         assert not any(box.overlaps(other) for other in (*things, *boxes[:at])), entries[at]["name"]
         assert frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
         gaps = [gap(box, dot) for dot in dots]

@@ -17,11 +17,13 @@ import matplotlib
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import nn
 
 import model
 from kit import plots
 from kit.data import ImageData
+from kit.plots_history import plot_history
 
 DIGITS = tuple("0123456789")
 WORDS = ("cat", "dog", "a very long name")
@@ -71,9 +73,10 @@ LABELS = torch.tensor([0, 1, 2, 1, 2, 2])
 CALLS = {
     "images": lambda: plots.plot_images(images(), LABELS, classes=WORDS),
     "augmentation": lambda: plots.plot_augmentation(images(2), jitter, draws=3),
-    "history": lambda: plots.plot_history(history(), target=99.4),
+    "history": lambda: plot_history(history(), target=99.4),
     "confusion": lambda: plots.plot_confusion(LABELS, LABELS.flip(0), WORDS),
     "mistakes": lambda: plots.plot_mistakes(images(3), LABELS[:3], probabilities(LABELS[:3], {1: (7, 0.9)}), DIGITS),
+    "prediction": lambda: plots.plot_prediction(images()[0, 0], images()[0], torch.tensor([0.1, 0.7, 0.2]), WORDS),
     "class_accuracy": lambda: plots.plot_class_accuracy(LABELS, LABELS.flip(0), WORDS),
     "filters": lambda: plots.plot_filters(torch.randn(6, 1, 3, 3)),
     "feature_maps": lambda: plots.plot_feature_maps(network(), images()[0]),
@@ -129,7 +132,7 @@ def test_no_pyplot_no_backend_and_nothing_at_import():
 
 def test_the_callers_style_does_not_leak_in():
     with matplotlib.rc_context({"figure.facecolor": "black", "font.size": 30, "text.color": "white"}):
-        figure = plots.plot_history(history())
+        figure = plot_history(history())
     axes = figure.axes[1]
     assert figure.get_facecolor() == (1, 1, 1, 1)
     assert {label.get_fontsize() for label in (axes.title, axes.xaxis.label, *axes.get_yticklabels())} == {10}
@@ -204,7 +207,7 @@ def test_augmentation_starts_with_the_original_and_every_draw_differs():
 
 def test_history_draws_what_it_was_given():
     given = history()
-    loss, accuracy, rate = plots.plot_history(given, target=99.4).axes
+    loss, accuracy, rate = plot_history(given, target=99.4).axes
     assert [axes.get_xlabel() for axes in (loss, accuracy, rate)] == ["epoch"] * 3
     assert "loss" in loss.get_ylabel() and "%" in accuracy.get_ylabel() and rate.get_ylabel() == "learning rate"
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
@@ -224,10 +227,40 @@ def test_history_draws_what_it_was_given():
 
 
 def test_history_of_one_epoch_and_of_nan():
-    assert plots.plot_history(history(1)).axes[0].get_xticks().tolist() == [1]
+    assert plot_history(history(1)).axes[0].get_xticks().tolist() == [1]
     nan = [math.nan] * 3
     lists = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "learning_rate")
-    assert isinstance(plots.plot_history(history(3, **dict.fromkeys(lists, nan)), target=99.4), Figure)
+    assert isinstance(plot_history(history(3, **dict.fromkeys(lists, nan)), target=99.4), Figure)
+
+
+def test_several_histories_lie_over_one_another():
+    given = {"short": history(3), "long": history(6)}
+    loss, accuracy, rate = plot_history(given, target=99.4).axes
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        lines = {line.get_label(): line for line in axes.lines if line.get_linestyle() == "-"}
+        dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+        for number, (run, one) in enumerate(given.items()):
+            assert list(lines[run].get_ydata()) == getattr(one, f"test_{name}")
+            assert list(dashed[number].get_ydata()) == getattr(one, f"train_{name}")
+            assert dashed[number].get_color() == lines[run].get_color()
+        assert lines["short"].get_color() != lines["long"].get_color()
+    assert rate.get_xlim()[1] == 6.5
+    legend = [text.get_text() for text in accuracy.figure.legends[0].get_texts()]
+    assert legend == ["short", "long", "training", "target, 99.4 %"]
+
+
+def test_a_prediction_shows_the_picture_the_image_and_every_class(tmp_path):
+    path, image = tmp_path / "seven.png", images()[0]
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(path)
+    figure = plots.plot_prediction(path, image, torch.tensor([0.1, 0.7, 0.2]), WORDS)
+    left, middle, right = figure.axes
+    assert left.images[0].get_array().shape == (20, 40, 3) and (left.images[0].get_array()[..., 0] == 255).all()
+    torch.testing.assert_close(torch.as_tensor(middle.images[0].get_array().filled()), image[0])
+    assert [round(bar.get_width(), 2) for bar in right.patches] == [0.1, 0.7, 0.2]
+    assert [label.get_text() for label in right.get_yticklabels()] == list(WORDS)
+    assert right.get_title(loc="left") == f"read as {WORDS[1]}, 70.0%"
+    with pytest.raises(ValueError, match=r"probabilities has shape \(1, 3\), expected \(3,\)"):
+        plots.plot_prediction(path, image, torch.ones(1, 3) / 3, WORDS)
 
 
 def test_confusion_counts_and_shares_are_those_given():
@@ -431,10 +464,11 @@ def test_a_shared_layer_counts_once():
         (lambda: plots.plot_augmentation(images(), None), TypeError, "augment"),
         (lambda: plots.plot_augmentation(images(), jitter, draws=0), ValueError, "draws is 0"),
         (lambda: plots.plot_augmentation(images() * 3, jitter), ValueError, "0 to 1"),
-        (lambda: plots.plot_history({}), TypeError, "train_loss"),
-        (lambda: plots.plot_history(history(0)), ValueError, "train first"),
-        (lambda: plots.plot_history(history(3, test_loss=[1.0])), ValueError, "'test_loss': 1"),
-        (lambda: plots.plot_history(history(), target=994), ValueError, "994"),
+        (lambda: plot_history([]), TypeError, "train_loss"),
+        (lambda: plot_history({}), ValueError, "history is empty"),
+        (lambda: plot_history(history(0)), ValueError, "train first"),
+        (lambda: plot_history(history(3, test_loss=[1.0])), ValueError, "'test_loss': 1"),
+        (lambda: plot_history(history(), target=994), ValueError, "994"),
         (lambda: plots.plot_confusion(LABELS, LABELS[:3], WORDS), ValueError, "predictions has shape (3,)"),
         (lambda: plots.plot_confusion(LABELS, LABELS, WORDS[:2]), ValueError, "from 0 to 2"),
         (lambda: plots.plot_confusion(LABELS, LABELS.float(), WORDS), TypeError, "argmax"),
