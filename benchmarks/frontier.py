@@ -1,7 +1,7 @@
-"""Train `Net` at many sizes, from about 600 parameters to 8,000: benchmarks/results/frontier.json.
+"""Train `Net` at other sizes, from about 600 to 5,000 parameters: benchmarks/results/frontier.json.
 
-One family of networks and one recipe, on all training images; the test accuracy of the FINAL epoch counts. The widths
-of the smallest sizes were chosen on validation images. Runs that the file holds are not trained again.
+One family of networks and one recipe, on all training images; the test accuracy of the FINAL epoch counts. `Net`
+itself and `Nano`, of the same family, are trained by accuracy.py. Runs that the file holds are not trained again.
 
     python -m benchmarks.frontier
     python -m benchmarks.frontier --seeds 25-29
@@ -35,11 +35,8 @@ SIZES = [
     Widths(6, (10,), (10, 12)),
     Widths(8, (12,), (16, 16)),
     Widths(10, (14, 14), (16, 16)),
-    Widths(12, (16, 16), (16, 20)),  # Nano
     Widths(16, (20, 20), (20, 24)),
-    Widths(20, (24, 24), (24, 24, 24)),
-    Widths(20, (28, 28), (28, 28, 28)),
-    Widths(24, (32, 32), (32, 32, 32)),  # Net
+    Widths(16, (24, 24), (24, 28, 28)),
 ]
 
 

@@ -130,19 +130,14 @@ def published_table() -> str:
 
 
 def frontier_sizes() -> list[tuple[str, int, list[float]]]:
-    """Return widths, parameters and final accuracies of each size of `Net`, the smallest first.
-
-    `Net` and `Nano` have files of their own, with more seeds: their accuracies come from there.
-    """
-    own = {
-        report["parameters"]: finals(report)
-        for report in read_results()
-        if report["epochs"] == FULL and report["network"] in ("Net", "Nano")
-    }
-    found: dict[tuple[int, str], list[float]] = {}
+    """Return name, parameters and final accuracies of `Net` at every size, the smallest first."""
+    sizes: dict[tuple[str, int], list[float]] = {}
     for run in read("frontier")["runs"]:
-        found.setdefault((run["parameters"], run["variant"]), []).append(run["test_accuracy"][-1])
-    return [(name, size, own.get(size, values)) for (size, name), values in sorted(found.items())]
+        sizes.setdefault((run["variant"], run["parameters"]), []).append(run["test_accuracy"][-1])
+    for report in read_results():
+        if report["network"] in ("Net", "Nano") and report["epochs"] == FULL:
+            sizes[f"`{report['network']}`", report["parameters"]] = finals(report)
+    return sorted(((name, size, values) for (name, size), values in sizes.items()), key=lambda entry: entry[1])
 
 
 def frontier_table() -> str:
