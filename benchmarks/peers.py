@@ -157,16 +157,37 @@ def run_fastai(network: str, outcome: Outcome) -> None:
 # --------------------------------------------------------------------------------------------------- On Keras
 
 
+def keras_attention() -> Any:
+    """Return a Keras layer that does what model.ChannelAttention does."""
+    from keras import layers, ops
+
+    class ChannelAttention(layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.kernel = self.add_weight(shape=(3, 1), initializer="zeros")
+
+        def call(self, maps: Any) -> Any:
+            means = ops.pad(ops.mean(maps, axis=(1, 2)), ((0, 0), (1, 1)))
+            neighbours = ops.stack([means[:, :-2], means[:, 1:-1], means[:, 2:]], axis=-1)
+            factors = 2 * ops.sigmoid(ops.matmul(neighbours, self.kernel))  # (N, C, 1)
+            return maps * ops.transpose(factors, (0, 2, 1))[:, None]
+
+    return ChannelAttention()
+
+
 def keras_layers(net: Any) -> list[Any]:
     """The Keras layers that do what the layers of `net`, which run one behind the other, do."""
     from keras import layers
     from torch import nn
 
+    from model import ChannelAttention
+
     activations = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Hardswish: "hard_swish"}
     result: list[Any] = []
     for layer in (module for module in net.modules() if not list(module.children())):
         if isinstance(layer, nn.Conv2d):
-            padding = "same" if layer.padding[0] else "valid"  # type: ignore[index]
+            padding = "same" if layer.padding[0] and layer.stride == (1, 1) else "valid"
+            if layer.padding[0] and padding == "valid":  # with a stride, Keras's "same" pads one side only
+                result.append(layers.ZeroPadding2D(layer.padding))
             common = {"strides": layer.stride, "padding": padding, "use_bias": layer.bias is not None}
             if layer.groups == 1:
                 result.append(layers.Conv2D(layer.out_channels, layer.kernel_size, **common))
@@ -176,10 +197,13 @@ def keras_layers(net: Any) -> list[Any]:
             result.append(layers.BatchNormalization(momentum=0.9, epsilon=layer.eps))
         elif type(layer) in activations:
             result.append(layers.Activation(activations[type(layer)]))
+        elif isinstance(layer, ChannelAttention):
+            result.append(keras_attention())
         elif isinstance(layer, nn.MaxPool2d):
-            result.append(layers.MaxPooling2D(layer.kernel_size))
+            result.append(layers.MaxPooling2D(layer.kernel_size, layer.stride))
         elif isinstance(layer, nn.AvgPool2d):
-            result.append(layers.AveragePooling2D(layer.kernel_size))
+            result += [layers.ZeroPadding2D(layer.padding)] if layer.padding else []
+            result.append(layers.AveragePooling2D(layer.kernel_size, layer.stride))
         elif isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size == 1:
             result.append(layers.GlobalAveragePooling2D(keepdims=True))
         elif not (isinstance(layer, nn.Flatten) or (isinstance(layer, nn.Dropout) and layer.p == 0)):
