@@ -22,11 +22,11 @@ def printed(cell) -> str:
     return "".join(output.get("text", "") for output in cell.outputs)
 
 
-def run(name: str, folder: Path, monkeypatch, **parameters):
-    """Execute a copy of the kit's notebook `name` in `folder`, with other `parameters`."""
-    for part in ("kit", "benchmarks"):
+def run(name: str, folder: Path, monkeypatch, *, parts=("kit", "benchmarks"), **parameters):
+    """Execute a copy of the kit's notebook `name` in `folder`, beside `parts` of the kit, with other `parameters`."""
+    for part in parts:
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for source in (*ROOT.glob("*.py"), ROOT / name):
+    for source in (*ROOT.glob("*.py"), *ROOT.glob("examples/photos/*"), ROOT / name):
         target = folder / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
@@ -41,14 +41,17 @@ def run(name: str, folder: Path, monkeypatch, **parameters):
     return notebook
 
 
-def test_s7_runs_from_top_to_bottom(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("parts", "pictures"), [(("kit", "benchmarks"), 12), (("kit",), 11)], ids=["whole", "alone"])
+def test_s7_runs_from_top_to_bottom(parts, pictures, tmp_path, monkeypatch):
     recipe = "dataclasses.replace(utils.Recipe(), epochs=1)"
-    notebook = run("s7.ipynb", tmp_path, monkeypatch, IMAGES=2000, RECIPE=recipe, CHECKPOINT=None)
+    options = {"IMAGES": 2000, "RECIPE": recipe, "CHECKPOINT": None, "COMPARE_SEEDS": 1}
+    notebook = run("s7.ipynb", tmp_path, monkeypatch, parts=parts, **options)
     text = "".join(map(printed, code_cells(notebook)))
     assert "images (2000, 1, 28, 28)" in text and "epoch 1/1" in text
-    assert "Target of 99.40 %: not reached." in text
-    pictures = [o for cell in code_cells(notebook) for o in cell.outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == 10
+    assert "Target of 99.40 %: not reached." in text and "One seed gives no intervals" in str(notebook)
+    drawn = [o for cell in code_cells(notebook) for o in cell.outputs if "image/png" in o.get("data", {})]
+    assert len(drawn) == pictures
+    assert ("which is not here" in text) == ("benchmarks" not in parts)
 
 
 def test_the_example_runs_from_another_folder(tmp_path, monkeypatch):
