@@ -346,15 +346,19 @@ def measured_networks(speed: dict[str, Any], part: str) -> list[tuple[str, dict[
 
 def side(settings: dict[str, Any]) -> str:
     """The numbers of threads and workers of one side."""
-    threads, workers = settings["threads"], settings["workers"]
-    return f"{threads} thread{'s' * (threads > 1)}" + (f", {workers} workers" if workers else "")
+    return in_words(f"{settings['threads']} threads, {settings['workers']} workers")
+
+
+def in_words(name: str) -> str:
+    """Say "1 threads, 0 workers", as in speed.json, as people do."""
+    return name.replace("1 threads", "1 thread").removesuffix(", 0 workers")
 
 
 def speed_remarks(speed: dict[str, Any]) -> list[str]:
     remarks = []
     for network, epoch in measured_networks(speed, "epoch"):
         kit, usual = (
-            ", ".join(f"{value:.1f} s with {name}" for name, value in epoch[f"{loop}_medians_s"].items())
+            ", ".join(f"{value:.1f} s with {in_words(name)}" for name, value in epoch[f"{loop}_medians_s"].items())
             for loop in ("kit", "usual")
         )
         remarks.append(f"An epoch of `{network}` takes this kit {kit}; the usual loop {usual}.")
