@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,12 +25,19 @@ from benchmarks.accuracy import Variant, measure, new_parser
 WHOLE = "the whole recipe"
 
 
-def with_relu() -> nn.Module:
-    """Return `Net` with ReLU in place of SiLU."""
+def net_with(replaced: type[nn.Module], *layers: nn.Module) -> nn.Module:
+    """Return `Net` with `layers`, or nothing, in place of every layer of the kind `replaced`."""
     net = model.Net()
-    for place, layer in enumerate(net.layers):
-        if isinstance(layer, nn.SiLU):
-            net.layers[place] = nn.ReLU()
+    kept = ([*layers] if isinstance(layer, replaced) else [layer] for layer in net.layers)
+    net.layers = nn.Sequential(*chain.from_iterable(kept))
+    return net
+
+
+def with_max_pooling() -> nn.Module:
+    """Return `Net` with the maximum of each 2 x 2 in place of the anti-aliased pooling."""
+    net = net_with(nn.AvgPool2d)  # without the blur
+    (pooling,) = (layer for layer in net.layers if isinstance(layer, nn.MaxPool2d))
+    pooling.stride = 2
     return net
 
 
@@ -44,15 +52,19 @@ PARTS: dict[str, Any] = {
     "without translation": {"augment": utils.Augment(translation=0)},
     "without scale": {"augment": utils.Augment(scale=0)},
     "without shear": {"augment": utils.Augment(shear=0)},
-    "with erasing, probability 0.25": {"augment": utils.Augment(erasing=0.25)},
     "without elastic displacement": {"augment": utils.Augment(elastic=0)},
+    "with erasing, probability 0.25": {"augment": utils.Augment(erasing=0.25)},
     "augmented to the end, no plain last epochs": {"plain_epochs": 0},
     "AdamW in place of Muon": {"optimizer": ADAMW, "lr": 0.02},
     "SGD with Nesterov momentum in place of Muon": {"optimizer": SGD, "lr": 0.2},
+    "warm-up of 20 %": {"warmup": 0.2},
     "label smoothing of 0.1": {"criterion": SMOOTH, "test_criterion": F.cross_entropy},
     "batch size 256": {"batch_size": 256},
-    "ReLU in place of SiLU": with_relu,
+    "ReLU in place of SiLU": partial(net_with, nn.SiLU, nn.ReLU()),
+    "without channel attention": partial(net_with, model.ChannelAttention),
+    "max pooling in place of anti-aliased pooling": with_max_pooling,
     "dropout of 0.05 before the classifier": partial(model.Net, dropout=0.05),
+    "dropout of 0.1 before the classifier": partial(model.Net, dropout=0.1),
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import ablation, accuracy, compare_check, records
-from model import Nano, Net
+from model import ChannelAttention, Nano, Net, count_parameters
 from utils import ImageData, Recipe
 
 RECIPE = Recipe(epochs=2, plain_epochs=1, batch_size=20)
@@ -137,8 +137,11 @@ def test_every_part_of_the_ablation_makes_a_network_and_changes_something():
     for name, (make, recipe) in variants.items():
         assert make()(torch.zeros(2, 1, 28, 28)).shape == (2, 10) and recipe.epochs == 15
         assert settings[name] or name == ablation.WHOLE
-    relu = str(ablation.with_relu())
+    relu = str(ablation.net_with(torch.nn.SiLU, torch.nn.ReLU()))
     assert "SiLU" not in relu and relu.count("ReLU") == str(Net()).count("SiLU") > 0
+    without = ablation.net_with(ChannelAttention)
+    assert count_parameters(Net()) - count_parameters(without) == 9 and "Attention" not in str(without)
+    assert count_parameters(ablation.with_max_pooling()) == count_parameters(Net())
 
 
 def test_the_check_of_compare_counts_clear_differences(tmp_path, data, monkeypatch):
