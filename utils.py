@@ -523,6 +523,11 @@ class Recipe:
             if not callable(value) and not (value is None and name in ("augment", "test_criterion")):
                 raise TypeError(f"{name} is {value!r}; expected a function or a class")
 
+    def __repr__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        lines = [f"    {name}={getattr(value, '__name__', repr(value))},\n" for name, value in values.items()]
+        return f"Recipe(\n{''.join(lines)})"
+
     def arguments(self, model: nn.Module, steps_per_epoch: int) -> dict[str, Any]:
         """Return the arguments of `fit` for `model`, to train on batches of your own, such as a DataLoader.
 

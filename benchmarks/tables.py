@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -197,10 +196,7 @@ def field_entries() -> list[dict[str, Any]]:
 
 
 def recipe_text() -> str:
-    recipe = utils.Recipe()
-    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    lines = [f"    {name}={getattr(value, '__name__', repr(value))}," for name, value in values.items()]
-    return "\n".join(["```python", "Recipe(", *lines, ")", "```"])
+    return f"```python\n{utils.Recipe()!r}\n```"
 
 
 def ablation_changes() -> dict[str, list[float]]:

@@ -7,7 +7,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,13 @@ def test_five_epochs_are_five_epochs_and_end_at_a_learning_rate_of_zero():
     history = train(small_net(), 64, recipe)
     assert len(history) == 5 and made[0].param_groups[0]["lr"] == 0
     assert max(history.learning_rate) == pytest.approx(0.1)
+
+
+def test_a_recipe_shows_every_setting_on_a_line_of_its_own():
+    lines = repr(Recipe(optimizer=functools.partial(torch.optim.SGD, momentum=0.9))).splitlines()
+    assert lines[0] == "Recipe(" and lines[-1] == ")" and len(lines) == 2 + len(fields(Recipe))
+    assert "    epochs=15," in lines and "    schedule=linear_schedule," in lines
+    assert any(line.startswith("    optimizer=functools.partial(") and "momentum=0.9" in line for line in lines)
 
 
 @pytest.mark.parametrize(("plain_epochs", "augmented"), [(0, 3), (1, 2), (3, 0), (99, 0)])
