@@ -60,7 +60,7 @@ def new_head(variants: dict[str, Variant], train: utils.ImageData, test: utils.I
     }
     config = settings[next(iter(variants))]
     return {
-        "network": network.__name__,
+        "network": type(network()).__name__,
         "dataset": train.source,
         "parameters": model.count_parameters(network()),
         "epochs": recipe.epochs,

@@ -110,6 +110,7 @@ def test_a_file_grows_by_variants_and_says_how_each_differs(tmp_path, data, caps
     other = ("other rate", (Nano, replace(RECIPE, lr=0.01)))
     measure(path, data, [0], dict([plain, other]))
     assert "other rate" in capsys.readouterr().out
+    assert accuracy.new_head(dict([dropout, plain]), *data)["network"] == "Nano"
     result = measure(path, data, [0], dict([plain, dropout]))
     assert [run["variant"] for run in result["runs"]] == ["plain", "other rate", "dropout"]
     assert result["variants"]["other rate"] == {"lr": 0.01} and result["variants"]["plain"] == {}
