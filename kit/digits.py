@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 SIDE, BOX = 28, 20  # MNIST: the longer side of the ink is 20 px, its centre of mass the centre of 28 x 28
-WORK, COARSE = 256, 64  # px on the longer side: what a digit is worked out on, and what its background is
+WORK, COARSE = 176, 64  # px on the longer side: what a digit is worked out on, and what its background is
 
 
 def prepare_digit(image: Any) -> Tensor:
@@ -27,7 +27,7 @@ def prepare_digit(image: Any) -> Tensor:
         grey = 1 - grey
     grey = _erase_lines(grey)
     grey = grey[_box(_ink(_shrink(grey, WORK)), grey.shape, margin=0.25)]  # a first look finds the digit,
-    ink = _thicken(_ink(_shrink(grey, WORK)))  # a second one, from nearby, sees its details
+    ink = _fit_pen(_ink(_shrink(grey, WORK)))  # a second one, from nearby, sees its details
     ink = _shrink(ink[_box(ink, ink.shape)], BOX, enlarge=True)
     rows, columns = (_place(ink.sum(axis=1 - axis)) for axis in (0, 1))
     out = np.zeros((SIDE, SIDE))
@@ -39,18 +39,14 @@ def _cut_frame(grey: np.ndarray) -> np.ndarray:
     """Cut off a frame on the rim of the picture, bright or dark, if something is left inside."""
     small = _shrink(grey, WORK)
     away = np.abs(small - np.median(small))
-    far, cuts = away > 0.5 * away.max(), []
-    for turned in (far, far[::-1], far.T, far.T[::-1]):
-        share = turned.mean(axis=1)
-        depth = int(np.argmax(share < 0.9))
-        if not 0 < depth < 0.1 * len(share) or share[depth + 2] > 0.5:  # no frame, or one without an inner edge
-            return grey
-        cuts.append((depth + 2) / len(share))
-    (top, left), (bottom, right) = (
-        [round(cut * n) for cut, n in zip(pair, grey.shape)] for pair in (cuts[::2], cuts[1::2])
-    )
-    inside = grey[top : grey.shape[0] - bottom, left : grey.shape[1] - right]
-    return inside if np.ptp(inside) > 0.5 * away.max() else grey
+    far = away > 0.5 * away.max()
+    depths = [int(np.argmax(turned.mean(axis=1) < 0.9)) for turned in (far, far[::-1], far.T, far.T[::-1])]
+    cut = max(depths) + 2  # soft edges
+    inside = far[cut:-cut, cut:-cut]
+    if min(depths) == 0 or cut > 0.1 * min(far.shape) or _on_rim(inside).mean() > 0.5 or not inside.any():
+        return grey
+    cut = int(np.ceil(cut * max(grey.shape) / max(small.shape)))
+    return grey[cut:-cut, cut:-cut]
 
 
 def _is_dark_on_light(grey: np.ndarray) -> bool:
@@ -89,10 +85,10 @@ def _strokes(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _erase_lines(grey: np.ndarray) -> np.ndarray:
-    """Paint over ruled lines and a frame, if what is left, the digit, keeps away from the rim of the picture.
+    """Paint over ruled lines and a frame, if what is left is a digit that keeps away from the rim of the picture.
 
     So a digit that fills its picture stays whole, whatever straight strokes it has: they are not all that touches
-    the rim. What crosses a line is left where it is thicker than the line.
+    the rim. Strokes thicker than the line that they cross stay whole as well.
     """
     ink, strokes = _strokes(_shrink(grey, WORK))
     frame = _find_frame(strokes)
@@ -101,54 +97,55 @@ def _erase_lines(grey: np.ndarray) -> np.ndarray:
         return grey
     erased = _shrink(grey, 4 * WORK)
     for axis, mask in enumerate(masks):
-        starts = np.diff(mask, axis=axis, prepend=False) & mask
-        thickness = (mask.sum() / max(starts.sum(), 1) + 2) * max(erased.shape) / max(mask.shape)
-        size = [1, 1]
-        size[axis] = round(thickness)
+        starts = mask & np.diff(mask, axis=axis, prepend=False)
+        thickness = (mask.sum() / max(starts.sum(), 1) + 2) * max(erased.shape) / max(mask.shape)  # and soft edges
+        size = (round(thickness), 1) if axis == 0 else (1, round(thickness))
         mask = _resize(ndimage.maximum_filter(mask, 3).astype(float), *erased.shape) > 0.25
-        erased = np.where(mask, ndimage.grey_opening(erased, size, mode="nearest"), erased)
+        erased = np.where(mask, ndimage.grey_opening(erased, size), erased)
     try:
         left = _drop_specks(_strokes(_shrink(erased, WORK))[1])
     except ValueError:  # the lines were all there was
         return grey
-    return grey if _on_rim(left).any() else erased
+    return grey if _on_rim(left).any() or left.sum() < 0.04 * strokes.sum() else erased
 
 
 def _find_frame(strokes: np.ndarray) -> np.ndarray:
-    """The connected part, if there is one, that reaches into the corners of a box in which all other ink lies."""
+    """The connected part, if there is one, that runs along all four sides of a box with all other ink inside."""
     parts, count = ndimage.label(strokes, np.ones((3, 3)))
     inked = np.argwhere(strokes)
     (top, left), (bottom, right) = inked.min(axis=0), inked.max(axis=0) + 1
     box = parts[top:bottom, left:right]
-    y, x = (-(-n // 10) for n in box.shape)  # an ellipse keeps 15 % away from the corners of its box
-    corners = [set(corner.ravel()) for corner in (box[:y, :x], box[:y, -x:], box[-y:, :x], box[-y:, -x:])]
-    frames = set.intersection(*corners) - {0}
-    return np.isin(parts, list(frames)) if count > 1 else np.zeros_like(strokes)
+    y, x = (-(-n // 10) for n in box.shape)  # an ellipse is so near to a side along 60 % of it
+    for part in np.unique(_on_rim(box)) if count > 1 else ():
+        own = box == part
+        sides = own[:y].any(axis=0), own[-y:].any(axis=0), own[:, :x].any(axis=1), own[:, -x:].any(axis=1)
+        if part and min(side.mean() for side in sides) > 0.9:
+            return parts == part
+    return np.zeros_like(strokes)
 
 
 def _level_lines(inked: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """The pixels of straight, thin lines from the left rim to the right, up to 5 degrees askew, or of the frame."""
+    """The pixels of thin, straight lines from the left rim to the right, up to 5 degrees askew, or of the frame."""
     height, width = inked.shape
-    limit = max(3, round(0.04 * max(inked.shape)))
-    thin = inked & ~ndimage.binary_opening(inked, np.ones((limit + 1, 1)))
-    near, found = ndimage.maximum_filter(inked, (3, 1)), frame.copy()
-    reach = 0.09 * width
-    if (ndimage.maximum_filter(inked, (2 * round(reach / 2) + 3, 1)).mean(axis=1) > 0.9).any():
+    thin = inked & ~ndimage.binary_opening(inked, np.ones((max(3, round(0.04 * max(inked.shape))) + 1, 1)))
+    near, found, reach = ndimage.maximum_filter(inked, (3, 1)), frame.copy(), 0.09 * width
+    if (ndimage.maximum_filter(near, (2 * round(reach / 2) + 1, 1)).mean(axis=1) > 0.9).any():  # else there is none
         x, ends = np.arange(width), max(1, width // 50)
         for rise in np.arange(-reach, reach + 1, 2):
             rows = np.arange(height)[:, None] + np.round(rise * (x / width - 0.5)).astype(int)
             inside, rows = (rows >= 0) & (rows < height), rows.clip(0, height - 1)
             along = near[rows, x] & inside
             whole = (along.mean(axis=1) > 0.9) & along[:, :ends].any(axis=1) & along[:, -ends:].any(axis=1)
-            whole &= (thin[rows, x] & inside).mean(axis=1) > 0.4
+            whole &= (thin[rows, x] & inside).mean(axis=1) > 0.4  # strokes of the digit may cross it
             found[rows[whole], x] = True
     return ndimage.maximum_filter(found, (5, 1)) & thin
 
 
 def _background(grey: np.ndarray) -> np.ndarray:
-    """The ground under bright ink: a quadratic surface (lamps, vignetting) and what remains (soft shadows).
+    """The ground under bright ink: what is left of it where all that is narrower than a third is taken away.
 
-    Both come from a morphological opening, which takes away whatever is narrower than a third of the picture.
+    Steps, such as the edge of a shadow, are left as they are; hills, such as vignetting, only after a quadratic
+    surface is subtracted. Neither way gives too high a ground, so the higher one is nearer.
     """
     ground = _shrink(grey, COARSE)
     surface = np.zeros_like(ground)
@@ -189,12 +186,10 @@ def _drop_specks(mask: np.ndarray) -> np.ndarray:
     """
     parts, _ = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    keep = sizes >= 0.04 * sizes.max()
-    rim = _on_rim(parts)
+    sizes[0] = 0  # the ground
+    keep, rim = sizes >= max(1, 0.04 * sizes.max()), _on_rim(parts)
     if sizes.argmax() not in rim:
         keep[rim] = False
-    keep[0] = False
     return keep[parts]
 
 
@@ -202,12 +197,14 @@ def _on_rim(picture: np.ndarray) -> np.ndarray:
     return np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
 
 
-def _thicken(ink: np.ndarray) -> np.ndarray:
-    """Widen strokes that a thin pen left below a tenth of the digit, the lower end of MNIST's strokes."""
+def _fit_pen(ink: np.ndarray) -> np.ndarray:
+    """Widen strokes below a tenth of the digit and narrow those above a quarter: MNIST's pens lie between."""
     outline = sum(np.abs(np.diff(np.pad(ink, 1), axis=axis)).sum() for axis in (0, 1)) * np.pi / 4
     rows, columns = _box(ink, ink.shape)
-    missing = 0.1 * max(rows.stop - rows.start, columns.stop - columns.start) - 2 * ink.sum() / outline
-    return ndimage.maximum_filter(ink, 2 * max(0, round(missing / 2)) + 1)
+    size, width = max(rows.stop - rows.start, columns.stop - columns.start), 2 * ink.sum() / outline
+    missing = np.clip(width, 0.1 * size, max(0.25 * size, 0.6 * width)) - width
+    change = ndimage.minimum_filter if missing < 0 else ndimage.maximum_filter
+    return change(ink, 2 * round(abs(missing) / 2) + 1)
 
 
 def _box(ink: np.ndarray, shape: tuple[int, ...], margin: float = 0.0) -> tuple[slice, slice]:
