@@ -358,8 +358,8 @@ def handwriting_text() -> str:
     report = read("handwriting")
     rows = [["MNIST's own image, not prepared", f"{report['original']:.1f}"]]
     rows += [[condition, f"{percent:.1f}"] for condition, percent in report["read"].items()]
-    return (
-        table(["condition", "read correctly, %"], rows)
-        + f"\n\n`{report['network']}`, {report['images']:,} {report['split']} digits of MNIST, each turned into a picture "
+    remark = (
+        f"`{report['network']}`, {report['images']:,} {report['split']} digits of MNIST, each turned into a picture "
         f"under each condition; {sum(report['refused'].values())} pictures were refused and count as misread."
     )
+    return table(["condition", "read correctly, %"], rows) + "\n\n" + remark

@@ -85,28 +85,31 @@ def _strokes(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _erase_lines(grey: np.ndarray) -> np.ndarray:
-    """Paint over ruled lines and a frame, if what is left is a digit that keeps away from the rim of the picture.
+    """Paint over ruled lines and a frame, if what is left may well be the whole digit.
 
-    So a digit that fills its picture stays whole, whatever straight strokes it has: they are not all that touches
-    the rim. Strokes thicker than the line that they cross stay whole as well.
+    A digit that fills its picture may have straight strokes from side to side, but they are not all that touches the
+    rim, or the only line and as thick as the rest. Strokes thicker than the line that they cross stay whole.
     """
     ink, strokes = _strokes(_shrink(grey, WORK))
     frame = _find_frame(strokes)
     masks = [_level_lines(ink > 0.3, frame), _level_lines(ink.T > 0.3, frame.T).T]
     if not any(mask.any() for mask in masks):
         return grey
-    erased = _shrink(grey, 4 * WORK)
+    erased, single = _shrink(grey, 4 * WORK), 0.0
     for axis, mask in enumerate(masks):
-        starts = mask & np.diff(mask, axis=axis, prepend=False)
-        thickness = (mask.sum() / max(starts.sum(), 1) + 2) * max(erased.shape) / max(mask.shape)  # and soft edges
-        size = (round(thickness), 1) if axis == 0 else (1, round(thickness))
+        starts = (mask & np.diff(mask, axis=axis, prepend=False)).sum()
+        thickness = mask.sum() / max(starts, 1)
+        if starts < 1.5 * mask.shape[1 - axis]:
+            single = max(single, thickness)
+        size = round((thickness + 2) * max(erased.shape) / max(mask.shape))  # with soft edges
         mask = _resize(ndimage.maximum_filter(mask, 3).astype(float), *erased.shape) > 0.25
-        erased = np.where(mask, ndimage.grey_opening(erased, size), erased)
+        erased = np.where(mask, ndimage.grey_opening(erased, (size, 1) if axis == 0 else (1, size)), erased)
     try:
-        left = _drop_specks(_strokes(_shrink(erased, WORK))[1])
+        left = _drop_specks(_strokes(_shrink(erased, WORK))[1] & ~frame)
     except ValueError:  # the lines were all there was
         return grey
-    return grey if _on_rim(left).any() or left.sum() < 0.04 * strokes.sum() else erased
+    speck = left.sum() < 0.04 * strokes.sum()
+    return grey if speck or _on_rim(left).any() or single > 0.75 * _pen(left) else erased
 
 
 def _find_frame(strokes: np.ndarray) -> np.ndarray:
@@ -199,12 +202,17 @@ def _on_rim(picture: np.ndarray) -> np.ndarray:
 
 def _fit_pen(ink: np.ndarray) -> np.ndarray:
     """Widen strokes below a tenth of the digit and narrow those above a quarter: MNIST's pens lie between."""
-    outline = sum(np.abs(np.diff(np.pad(ink, 1), axis=axis)).sum() for axis in (0, 1)) * np.pi / 4
     rows, columns = _box(ink, ink.shape)
-    size, width = max(rows.stop - rows.start, columns.stop - columns.start), 2 * ink.sum() / outline
+    size, width = max(rows.stop - rows.start, columns.stop - columns.start), _pen(ink)
     missing = np.clip(width, 0.1 * size, max(0.25 * size, 0.6 * width)) - width
     change = ndimage.minimum_filter if missing < 0 else ndimage.maximum_filter
     return change(ink, 2 * round(abs(missing) / 2) + 1)
+
+
+def _pen(ink: np.ndarray) -> float:
+    """How thick strokes are: twice their area by the length of their outline."""
+    outline = sum(np.abs(np.diff(np.pad(ink.astype(float), 1), axis=axis)).sum() for axis in (0, 1)) * np.pi / 4
+    return 2 * ink.sum() / outline
 
 
 def _box(ink: np.ndarray, shape: tuple[int, ...], margin: float = 0.0) -> tuple[slice, slice]:
