@@ -34,6 +34,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "speed": tables.speed_text,
     "faults": tables.faults_text,
     "compare": tables.compare_text,
+    "handwriting": tables.handwriting_text,
     **{f"summary-{network}": tables.summary_of(network) for network in tables.ORDER},
 }
 

@@ -395,3 +395,14 @@ def compare_text() -> str:
         f"{worse} between the recipe and one without augmentation: {check['seeds']} seeds, {check['epochs']} epochs, "
         f"{check['train_images']:,} training and {check['test_images']:,} validation images."
     )
+
+
+def handwriting_text() -> str:
+    report = read("handwriting")
+    rows = [["MNIST's own image, not prepared", f"{report['original']:.1f}"]]
+    rows += [[condition, f"{percent:.1f}"] for condition, percent in report["read"].items()]
+    remark = (
+        f"`{report['network']}`, {report['images']:,} {report['split']} digits of MNIST, each turned into a picture "
+        f"under each condition; {sum(report['refused'].values())} pictures were refused and count as misread."
+    )
+    return table(["condition", "read correctly, %"], rows) + "\n\n" + remark

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 SIDE, BOX = 28, 20  # MNIST: the longer side of the ink is 20 px, its centre of mass the centre of 28 x 28
-WORK, COARSE = 256, 32  # px on the longer side: what a digit is worked out on, and what its background is
+WORK, COARSE = 176, 64  # px on the longer side: what a digit is worked out on, and what its background is
 
 
 def prepare_digit(image: Any) -> Tensor:
@@ -21,11 +22,12 @@ def prepare_digit(image: Any) -> Tensor:
     and unevenly lit. It is scaled and centred as in LeCun et al. (1998). Raises ValueError if there is no clear ink,
     TypeError or ValueError for anything that is not a picture of at least 4 x 4 pixels.
     """
-    grey = _to_grey(image)
+    grey = _cut_frame(_to_grey(image))
     if _is_dark_on_light(_shrink(grey, WORK)):
         grey = 1 - grey
+    grey = _erase_lines(grey)
     grey = grey[_box(_ink(_shrink(grey, WORK)), grey.shape, margin=0.25)]  # a first look finds the digit,
-    ink = _thicken(_ink(_shrink(grey, WORK)))  # a second one, from nearby, sees its details
+    ink = _fit_pen(_ink(_shrink(grey, WORK)))  # a second one, from nearby, sees its details
     ink = _shrink(ink[_box(ink, ink.shape)], BOX, enlarge=True)
     rows, columns = (_place(ink.sum(axis=1 - axis)) for axis in (0, 1))
     out = np.zeros((SIDE, SIDE))
@@ -33,20 +35,42 @@ def prepare_digit(image: Any) -> Tensor:
     return torch.from_numpy(np.floor(255 * out + 0.5).astype(np.uint8))[None]
 
 
+def _cut_frame(grey: np.ndarray) -> np.ndarray:
+    """Cut off a frame on the rim of the picture, bright or dark, if something is left inside."""
+    small = _shrink(grey, WORK)
+    away = np.abs(small - np.median(small))
+    far = away > 0.5 * away.max()
+    depths = [int(np.argmax(turned.mean(axis=1) < 0.9)) for turned in (far, far[::-1], far.T, far.T[::-1])]
+    cut = max(depths) + 2  # soft edges
+    inside = far[cut:-cut, cut:-cut]
+    if min(depths) == 0 or cut > 0.1 * min(far.shape) or _on_rim(inside).mean() > 0.5 or not inside.any():
+        return grey
+    cut = int(np.ceil(cut * max(grey.shape) / max(small.shape)))
+    return grey[cut:-cut, cut:-cut]
+
+
 def _is_dark_on_light(grey: np.ndarray) -> bool:
     """Whether the border is nearer to the brightest than to the darkest, as seen and with the lighting evened."""
     score = 0.0
-    for picture in (grey, grey - _quadratic(grey)):
-        border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    for weight, picture in ((1, grey), (3, grey - _quadratic(grey))):
+        border = _on_rim(picture)
         low, high = picture.min(), picture.max()
-        score += (np.median(border) - (low + high) / 2) / max(high - low, 1e-9)
+        score += weight * (np.median(border) - (low + high) / 2) / max(high - low, 1e-9)
     return bool(score > 0)
 
 
 def _ink(grey: np.ndarray) -> np.ndarray:
     """How much ink each pixel holds, 0..1, where the ink is bright and the ground dark and uneven (H, W)."""
-    contrast = grey - _background(grey)
-    steps = [np.abs(np.diff(grey, axis=axis)).ravel() for axis in (0, 1)]
+    ink, strokes = _strokes(grey)
+    near = ndimage.maximum_filter(_drop_specks(strokes), 5)  # the strokes and their soft edges
+    return np.clip(ink, 0, 1) * near
+
+
+def _strokes(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ink of each pixel, 0 on the ground and 1 where it is typical, and which pixels are clearly inked."""
+    paper = _background(grey)
+    contrast = (grey - paper) / np.sqrt(np.maximum(1 - paper, 0.2))  # the same ink differs less in the shadow
+    steps = [np.abs(np.diff(contrast, axis=axis)).ravel() for axis in (0, 1)]
     noise = np.quantile(np.concatenate(steps), 0.4) / 0.742  # so for two draws of spread 1; strokes stay out of it
     low = np.median(contrast)
     threshold = max(_otsu(contrast), low + 3.5 * noise)
@@ -57,23 +81,85 @@ def _ink(grey: np.ndarray) -> np.ndarray:
             f"image has no clear ink: a contrast of {100 * (high - low):.1f} % over noise of {100 * noise:.1f} %. "
             "Write one digit on plain paper with a pen that stands out, and let it fill the picture."
         )
-    near = _slide(_drop_specks(mask), 5, np.max)  # the strokes and their soft edges
-    return np.clip((contrast - low) / (high - low), 0, 1) * near
+    return (contrast - low) / (high - low), mask
+
+
+def _erase_lines(grey: np.ndarray) -> np.ndarray:
+    """Paint over ruled lines and a frame, if what is left may well be the whole digit.
+
+    A digit that fills its picture may have straight strokes from side to side, but they are not all that touches the
+    rim, or the only line and as thick as the rest. Strokes thicker than the line that they cross stay whole.
+    """
+    ink, strokes = _strokes(_shrink(grey, WORK))
+    frame = _find_frame(strokes)
+    masks = [_level_lines(ink > 0.3, frame), _level_lines(ink.T > 0.3, frame.T).T]
+    if not any(mask.any() for mask in masks):
+        return grey
+    erased, single = _shrink(grey, 4 * WORK), 0.0
+    for axis, mask in enumerate(masks):
+        starts = (mask & np.diff(mask, axis=axis, prepend=False)).sum()
+        thickness = mask.sum() / max(starts, 1)
+        if starts < 1.5 * mask.shape[1 - axis]:
+            single = max(single, thickness)
+        size = round((thickness + 2) * max(erased.shape) / max(mask.shape))  # with soft edges
+        mask = _resize(ndimage.maximum_filter(mask, 3).astype(float), *erased.shape) > 0.25
+        erased = np.where(mask, ndimage.grey_opening(erased, (size, 1) if axis == 0 else (1, size)), erased)
+    try:
+        left = _drop_specks(_strokes(_shrink(erased, WORK))[1] & ~frame)
+    except ValueError:  # the lines were all there was
+        return grey
+    speck = left.sum() < 0.04 * strokes.sum()
+    return grey if speck or _on_rim(left).any() or single > 0.75 * _pen(left) else erased
+
+
+def _find_frame(strokes: np.ndarray) -> np.ndarray:
+    """The connected part, if there is one, that runs along all four sides of a box with all other ink inside."""
+    parts, count = ndimage.label(strokes, np.ones((3, 3)))
+    inked = np.argwhere(strokes)
+    (top, left), (bottom, right) = inked.min(axis=0), inked.max(axis=0) + 1
+    box = parts[top:bottom, left:right]
+    y, x = (-(-n // 10) for n in box.shape)  # an ellipse is so near to a side along 60 % of it
+    for part in np.unique(_on_rim(box)) if count > 1 else ():
+        own = box == part
+        sides = own[:y].any(axis=0), own[-y:].any(axis=0), own[:, :x].any(axis=1), own[:, -x:].any(axis=1)
+        if part and min(side.mean() for side in sides) > 0.9:
+            return parts == part
+    return np.zeros_like(strokes)
+
+
+def _level_lines(inked: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """The pixels of thin, straight lines from the left rim to the right, up to 5 degrees askew, or of the frame."""
+    height, width = inked.shape
+    thin = inked & ~ndimage.binary_opening(inked, np.ones((max(3, round(0.04 * max(inked.shape))) + 1, 1)))
+    near, found, reach = ndimage.maximum_filter(inked, (3, 1)), frame.copy(), 0.09 * width
+    if (ndimage.maximum_filter(near, (2 * round(reach / 2) + 1, 1)).mean(axis=1) > 0.9).any():  # else there is none
+        x, ends = np.arange(width), max(1, width // 50)
+        for rise in np.arange(-reach, reach + 1, 2):
+            rows = np.arange(height)[:, None] + np.round(rise * (x / width - 0.5)).astype(int)
+            inside, rows = (rows >= 0) & (rows < height), rows.clip(0, height - 1)
+            along = near[rows, x] & inside
+            whole = (along.mean(axis=1) > 0.9) & along[:, :ends].any(axis=1) & along[:, -ends:].any(axis=1)
+            whole &= (thin[rows, x] & inside).mean(axis=1) > 0.4  # strokes of the digit may cross it
+            found[rows[whole], x] = True
+    return ndimage.maximum_filter(found, (5, 1)) & thin
 
 
 def _background(grey: np.ndarray) -> np.ndarray:
-    """The ground under bright ink: a quadratic surface (lamps, vignetting) and what remains (soft shadows).
+    """The ground under bright ink: what is left of it where all that is narrower than a third is taken away.
 
-    Both come from a morphological opening, which takes away whatever is narrower than a third of the picture.
+    Steps, such as the edge of a shadow, are left as they are; hills, such as vignetting, only after a quadratic
+    surface is subtracted. Neither way gives too high a ground, so the higher one is nearer.
     """
     ground = _shrink(grey, COARSE)
-    size = max(ground.shape) // 6 * 2 + 1
     surface = np.zeros_like(ground)
     for _ in range(3):  # ink still biases the first surface
-        rest = _slide(_slide(ground - surface, size, np.min), size, np.max)
-        surface = surface + _quadratic(rest)
-    rest = _slide(_slide(ground - surface, size, np.min), size, np.max)
-    return _resize(surface + rest, *grey.shape)
+        surface = surface + _quadratic(_open(ground - surface))
+    return _resize(np.maximum(_open(ground), surface + _open(ground - surface)), *grey.shape)
+
+
+def _open(image: np.ndarray) -> np.ndarray:
+    """Take away what is bright and narrower than a third of the picture (a morphological opening)."""
+    return ndimage.grey_opening(image, (max(image.shape) // 6 * 2 + 1,) * 2)
 
 
 def _quadratic(image: np.ndarray) -> np.ndarray:
@@ -97,28 +183,36 @@ def _otsu(values: np.ndarray) -> float:
 
 
 def _drop_specks(mask: np.ndarray) -> np.ndarray:
-    """Keep the connected parts (8 neighbours) that have at least 4 % of the largest part's pixels."""
-    todo, parts = set(map(tuple, np.argwhere(mask).tolist())), []
-    while todo:
-        part = [todo.pop()]
-        for y, x in part:  # grows while we walk along it
-            near = todo & {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
-            todo -= near
-            part += near
-        parts.append(part)
-    enough = 0.04 * max(map(len, parts))
-    kept = np.zeros_like(mask)
-    for part in parts:
-        kept[tuple(np.transpose(part))] = len(part) >= enough
-    return kept
+    """Keep the connected parts (8 neighbours) that have at least 4 % of the largest part's pixels.
+
+    If the largest keeps away from the rim of the picture, those on the rim go as well: edges of shadows and sheets.
+    """
+    parts, _ = ndimage.label(mask, np.ones((3, 3)))
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0  # the ground
+    keep, rim = sizes >= max(1, 0.04 * sizes.max()), _on_rim(parts)
+    if sizes.argmax() not in rim:
+        keep[rim] = False
+    return keep[parts]
 
 
-def _thicken(ink: np.ndarray) -> np.ndarray:
-    """Widen strokes that a thin pen left below a tenth of the digit, the lower end of MNIST's strokes."""
-    outline = sum(np.abs(np.diff(np.pad(ink, 1), axis=axis)).sum() for axis in (0, 1)) * np.pi / 4
+def _on_rim(picture: np.ndarray) -> np.ndarray:
+    return np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+
+
+def _fit_pen(ink: np.ndarray) -> np.ndarray:
+    """Widen strokes below a tenth of the digit and narrow those above a quarter: MNIST's pens lie between."""
     rows, columns = _box(ink, ink.shape)
-    missing = 0.1 * max(rows.stop - rows.start, columns.stop - columns.start) - 2 * ink.sum() / outline
-    return _slide(ink, 2 * max(0, round(missing / 2)) + 1, np.max)
+    size, width = max(rows.stop - rows.start, columns.stop - columns.start), _pen(ink)
+    missing = np.clip(width, 0.1 * size, max(0.25 * size, 0.6 * width)) - width
+    change = ndimage.minimum_filter if missing < 0 else ndimage.maximum_filter
+    return change(ink, 2 * round(abs(missing) / 2) + 1)
+
+
+def _pen(ink: np.ndarray) -> float:
+    """How thick strokes are: twice their area by the length of their outline."""
+    outline = sum(np.abs(np.diff(np.pad(ink.astype(float), 1), axis=axis)).sum() for axis in (0, 1)) * np.pi / 4
+    return 2 * ink.sum() / outline
 
 
 def _box(ink: np.ndarray, shape: tuple[int, ...], margin: float = 0.0) -> tuple[slice, slice]:
@@ -136,15 +230,6 @@ def _place(mass: np.ndarray) -> slice:
     centre = (mass * np.arange(len(mass))).sum() / mass.sum()
     start = int(np.clip(np.floor(SIDE / 2 - centre + 0.5), 0, SIDE - len(mass)))
     return slice(start, start + len(mass))
-
-
-def _slide(image: np.ndarray, size: int, reduce: Any) -> np.ndarray:
-    """`reduce` (np.min or np.max) over a square window of odd `size` around each pixel."""
-    for axis in (0, 1):
-        padding = [(size // 2, size // 2) if a == axis else (0, 0) for a in (0, 1)]
-        padded = np.pad(image, padding, mode="edge")
-        image = reduce(np.lib.stride_tricks.sliding_window_view(padded, size, axis=axis), axis=-1)
-    return image
 
 
 def _shrink(image: np.ndarray, side: int, enlarge: bool = False) -> np.ndarray:
