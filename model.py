@@ -1,4 +1,4 @@
-"""The networks: `Net` reads MNIST at 99.6 % with fewer than 8,000 parameters, `Nano` with fewer than 3,000.
+"""The networks: `Net` reads MNIST at 99.6 % with fewer than 8,000 parameters, `Nano` with fewer than 2,400.
 
     from model import Net, count_parameters, summary
 
