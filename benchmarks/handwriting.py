@@ -57,9 +57,8 @@ def shadow(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Return the light where a straight, sharp edge casts a shadow over a part of the sheet."""
     y, x = np.indices(shape)
     angle, depth = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.5)
-    away = np.cos(angle) * (x - shape[1] * rng.uniform(0.25, 0.75)) + np.sin(angle) * (
-        y - shape[0] * rng.uniform(0.25, 0.75)
-    )
+    left, top = rng.uniform(0.25, 0.75, 2)
+    away = np.cos(angle) * (x - shape[1] * left) + np.sin(angle) * (y - shape[0] * top)
     return 1 - depth * (away / 2 + 0.5).clip(0, 1)  # the edge is two pixels wide
 
 

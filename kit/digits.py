@@ -113,7 +113,7 @@ def _erase_lines(grey: np.ndarray) -> np.ndarray:
 
 
 def _find_frame(strokes: np.ndarray) -> np.ndarray:
-    """The connected part, if there is one, that runs along all four sides of a box with all other ink inside."""
+    """The connected part, if there is one, that is the four sides of a box with all other ink inside."""
     parts, count = ndimage.label(strokes, np.ones((3, 3)))
     inked = np.argwhere(strokes)
     (top, left), (bottom, right) = inked.min(axis=0), inked.max(axis=0) + 1
@@ -122,7 +122,7 @@ def _find_frame(strokes: np.ndarray) -> np.ndarray:
     for part in np.unique(_on_rim(box)) if count > 1 else ():
         own = box == part
         sides = own[:y].any(axis=0), own[-y:].any(axis=0), own[:, :x].any(axis=1), own[:, -x:].any(axis=1)
-        if part and min(side.mean() for side in sides) > 0.9:
+        if part and min(side.mean() for side in sides) > 0.9 and not own[y:-y, x:-x].any():
             return parts == part
     return np.zeros_like(strokes)
 
