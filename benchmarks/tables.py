@@ -25,10 +25,10 @@ def read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def read_results(dataset: str = "mnist") -> list[dict[str, Any]]:
-    """Return the result files of `dataset`, those with the most epochs first, in the order of ORDER."""
+def read_results() -> list[dict[str, Any]]:
+    """Return the result files of MNIST, those with the most epochs first, in the order of ORDER."""
     reports = [read(path.stem) for path in RESULTS.glob("accuracy-*.json")]
-    reports = [report for report in reports if report.get("dataset", "mnist") == dataset]
+    reports = [report for report in reports if report.get("dataset", "mnist") == "mnist"]
     return sorted(reports, key=lambda report: (-report["epochs"], ORDER.index(report["network"])))
 
 
@@ -89,21 +89,14 @@ def accuracy_row(report: dict[str, Any]) -> list[str]:
 
 
 def accuracy_table() -> str:
-    """Every network on MNIST; the column of `ShiftedViews` only if every run has its figure."""
-    reports = read_results()
     head = ["network", "parameters", "epochs", "seeds", "final test accuracy, %: mean ± sd", "min – max"]
     head += ["95 % CI of the mean", f"p (mean ≤ {TARGET:.2f})", "worst of the last 5 epochs, mean"]
-    rows = [accuracy_row(report) for report in reports]
-    if all("views_accuracy" in run for report in reports for run in report["runs"]):
-        head.append("`ShiftedViews`, mean")
-        for row, report in zip(rows, reports, strict=True):
-            row.append(f"{mean(run['views_accuracy'] for run in report['runs']):.2f}")
-    return table(head, rows)
+    return table(head, [accuracy_row(report) for report in read_results()])
 
 
 def fashion_table() -> str:
     head = ["Fashion-MNIST", "parameters", "epochs", "seeds", "final test accuracy, %: mean ± sd", "min – max"]
-    rows = [accuracy_row(report)[:6] for report in read_results("fashion-mnist")]
+    rows = [accuracy_row(read("accuracy-net-fashion"))[:6]]
     published = [[cited(peer), "", "", peer["note"], f"{peer['accuracy']}", ""] for peer in read("published-fashion")]
     return table(head, rows + published)
 

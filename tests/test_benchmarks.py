@@ -94,12 +94,52 @@ def test_accuracy_row_computes_the_statistics_it_names():
     assert row[8:] == ["98.00"]
 
 
-def test_shifted_views_have_a_column_only_if_every_run_has_them(results):
-    put(results, "accuracy-net", "Net", [99.4, 99.5, 99.6], views_accuracy=99.7)
-    head, _, row = cells(tables.accuracy_table())
-    assert head[-1] == "`ShiftedViews`, mean" and row[-1] == "99.70" and len(head) == len(row)
+def put_variants(folder: Path, name: str, **variants: tuple[int, list[float]]) -> None:
+    """Write a result file of variants, each with its number of parameters and its final accuracies."""
+    runs = [
+        {"variant": variant, "seed": seed, "parameters": parameters, "test_accuracy": [90.0, value]}
+        for variant, (parameters, values) in variants.items()
+        for seed, value in enumerate(values)
+    ]
+    head = {"network": "Net", "parameters": 7758, "variants": dict.fromkeys(variants)}
+    records.write(folder / f"{name}.json", head | {"runs": runs})
+
+
+def put_published(folder: Path, *results: tuple[int, float]) -> None:
+    peers = [
+        {"name": "a/b", "parameters": parameters, "accuracy": accuracy, "epochs": 15, "note": "single run"}
+        for parameters, accuracy in results
+    ]
+    (folder / "published.json").write_text(json.dumps(peers))
+
+
+def test_the_frontier_is_sorted_by_size_and_takes_net_and_nano_from_their_own_files(results):
+    put_variants(results, "frontier", wide=(2000, [99.2, 99.4]), narrow=(600, [98.0, 98.2]))
     put(results, "accuracy-nano", "Nano", [99.0, 99.2])
-    assert all(len(row) == 9 for row in cells(tables.accuracy_table()))
+    put(results, "accuracy-net-5-epochs", "Net", [90.0, 90.2], epochs=5)
+    put(results, "accuracy-attempt2", "Attempt2", [99.3, 99.4])
+    put_published(results, (1000, 99.05), (600, 99.01), (5000, 99.9))
+    assert cells(tables.frontier_table())[2:] == [
+        ["narrow", "600", "2", "**98.10** ± 0.14", "98.00 – 98.20", "99.01"],
+        ["`Nano`", "1,234", "2", "**99.10** ± 0.14", "99.00 – 99.20", "99.05"],
+        ["wide", "2,000", "2", "**99.30** ± 0.14", "99.20 – 99.40", "99.05"],
+    ]
+    entries = [(entry["kind"], entry["name"]) for entry in tables.field_entries()]
+    assert entries == [
+        *[("ours", "Attempt2"), ("ours", "Nano")],
+        *[("published", name) for name in ("99.05", "99.01", "99.90")],
+        *[("family", name) for name in ("narrow", "`Nano`", "wide")],
+    ]
+
+
+def test_the_repeated_training_stands_beside_net(results):
+    put_variants(results, "repeated", **{"its own recipe": (7758, [99.4, 99.5]), "this kit's": (7758, [99.5, 99.6])})
+    put(results, "accuracy-net", "Net", [99.5, 99.7])
+    assert cells(tables.repeated_table())[2:] == [
+        ["the published network, its own recipe", "7,758", "2", "99.45 ± 0.07", "99.40 – 99.50"],
+        ["the published network, this kit's", "7,758", "2", "99.55 ± 0.07", "99.50 – 99.60"],
+        ["`Net`, this kit's recipe", "1,234", "2", "99.60 ± 0.14", "99.50 – 99.70"],
+    ]
 
 
 def test_published_results_are_sorted_and_linked(results):
