@@ -33,7 +33,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 TOKEN = "browser-check"
 WIDTH, HEIGHT = 1280, 900
 EPOCHS = 2
-PARAMETERS = {"IMAGES": "4000", "RECIPE": f"dataclasses.replace(utils.Recipe(), epochs={EPOCHS})"}
+RECIPE = f"dataclasses.replace(utils.Recipe(), epochs={EPOCHS})"
+PARAMETERS = {"IMAGES": "4000", "RECIPE": RECIPE, "COMPARE_SEEDS": "2"}
 
 pytestmark = [
     pytest.mark.browser,
@@ -191,7 +192,7 @@ def copy_kit(folder: Path) -> None:
     folder.mkdir()
     for source in ROOT.glob("*.py"):
         shutil.copy(source, folder)
-    for name in ("kit", "benchmarks"):
+    for name in ("kit", "benchmarks", "examples/photos"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     notebook = nbformat.read(ROOT / "s7.ipynb", as_version=4)
     for cell in notebook.cells:
