@@ -76,7 +76,7 @@ def _strokes(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     threshold = max(_otsu(contrast), low + 3.5 * noise)
     mask = contrast > threshold
     high = np.median(contrast[mask]) if mask.any() else low
-    if high - low < max(0.06, 4.2 * noise):
+    if high - low < max(0.06, 3.8 * noise):
         raise ValueError(
             f"image has no clear ink: a contrast of {100 * (high - low):.1f} % over noise of {100 * noise:.1f} %. "
             "Write one digit on plain paper with a pen that stands out, and let it fill the picture."
