@@ -176,6 +176,10 @@ FILLING = {
     "a 7 whose bar touches both sides": strokes([(0, 4), (236, 4), (120, 240)]),
     "a 7 between two margins": np.pad(strokes([(0, 4), (236, 4), (120, 236)]), ((40, 40), (0, 0))),
     "a 2 with its foot from side to side": strokes([(20, 60), (100, 4), (200, 60), (4, 235), (240, 235)]),
+    "a 2 with a long foot between two margins": strokes(
+        [(60, 80), (110, 40), (160, 80), (60, 200)], [(0, 200), (240, 200)]
+    ),
+    "a 2 of straight strokes from side to side": strokes([(0, 4), (236, 4), (4, 236), (240, 236)]),
     "a 2 of straight strokes, and a speck": strokes(
         [(20, 24), (216, 24), (24, 216), (220, 216)], [(120, 60), (130, 60)]
     ),
