@@ -175,8 +175,8 @@ def compare(
     missing = [task for task in tasks if task.key not in done]
     if done:
         print(f"{len(done)} of {len(tasks)} runs were found in {folder}.", flush=True)
-    width = max(map(len, chosen))
-    with tqdm(total=len(tasks), initial=len(done), unit="run", disable=not somebody_watches(), file=sys.stdout) as bar:
+    width, hidden = max(map(len, chosen)), not somebody_watches()
+    with tqdm(total=len(tasks), initial=len(done), unit="run", leave=False, disable=hidden, file=sys.stdout) as bar:
         try:
             for task, run in _train_all(missing, train, test, jobs):
                 done[task.key] = run
