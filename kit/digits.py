@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 SIDE, BOX = 28, 20  # MNIST: the longer side of the ink is 20 px, its centre of mass the centre of 28 x 28
@@ -61,6 +60,8 @@ def _is_dark_on_light(grey: np.ndarray) -> bool:
 
 def _ink(grey: np.ndarray) -> np.ndarray:
     """How much ink each pixel holds, 0..1, where the ink is bright and the ground dark and uneven (H, W)."""
+    from scipy import ndimage
+
     ink, strokes = _strokes(grey)
     near = ndimage.maximum_filter(_drop_specks(strokes), 5)  # the strokes and their soft edges
     return np.clip(ink, 0, 1) * near
@@ -90,6 +91,8 @@ def _erase_lines(grey: np.ndarray) -> np.ndarray:
     A digit that fills its picture may have straight strokes from side to side, but the rest comes near to the rim as
     well, or such a stroke is the only line and as thick as the rest. Strokes thicker than a line that they cross stay.
     """
+    from scipy import ndimage
+
     ink, strokes = _strokes(_shrink(grey, WORK))
     frame = _find_frame(strokes)
     masks = [_level_lines(ink > 0.3, frame), _level_lines(ink.T > 0.3, frame.T).T]
@@ -115,6 +118,8 @@ def _erase_lines(grey: np.ndarray) -> np.ndarray:
 
 def _find_frame(strokes: np.ndarray) -> np.ndarray:
     """The connected part, if there is one, that is the four sides of a box with all other ink inside."""
+    from scipy import ndimage
+
     parts, count = ndimage.label(strokes, np.ones((3, 3)))
     inked = np.argwhere(strokes)
     (top, left), (bottom, right) = inked.min(axis=0), inked.max(axis=0) + 1
@@ -130,6 +135,8 @@ def _find_frame(strokes: np.ndarray) -> np.ndarray:
 
 def _level_lines(inked: np.ndarray, frame: np.ndarray) -> np.ndarray:
     """The pixels of thin, straight lines from the left rim to the right, up to 5 degrees askew, or of the frame."""
+    from scipy import ndimage
+
     height, width = inked.shape
     thin = inked & ~ndimage.binary_opening(inked, np.ones((max(3, round(0.04 * max(inked.shape))) + 1, 1)))
     near, found, reach = ndimage.maximum_filter(inked, (3, 1)), frame.copy(), 0.09 * width
@@ -160,6 +167,8 @@ def _background(grey: np.ndarray) -> np.ndarray:
 
 def _open(image: np.ndarray) -> np.ndarray:
     """Take away what is bright and narrower than a third of the picture (a morphological opening)."""
+    from scipy import ndimage
+
     return ndimage.grey_opening(image, (max(image.shape) // 6 * 2 + 1,) * 2)
 
 
@@ -188,6 +197,8 @@ def _drop_specks(mask: np.ndarray) -> np.ndarray:
 
     If the largest keeps away from the rim of the picture, those on the rim go as well: edges of shadows and sheets.
     """
+    from scipy import ndimage
+
     parts, _ = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0  # the ground
@@ -203,6 +214,8 @@ def _on_rim(picture: np.ndarray) -> np.ndarray:
 
 def _fit_pen(ink: np.ndarray) -> np.ndarray:
     """Widen strokes below a tenth of the digit and narrow those above a quarter: MNIST's pens lie between."""
+    from scipy import ndimage
+
     rows, columns = _box(ink, ink.shape)
     size, width = max(rows.stop - rows.start, columns.stop - columns.start), _pen(ink)
     missing = np.clip(width, 0.1 * size, max(0.25 * size, 0.6 * width)) - width
