@@ -73,6 +73,15 @@ def cells(markdown: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
 
 
+def test_handwriting_has_a_row_for_each_condition_and_counts_refusals(results):
+    report = {"network": "Net", "parameters": 1234, "images": 50, "split": "test", "original": 99.0}
+    report |= {"read": {"frame": 98.0, "thin pen": 96.0}, "refused": {"frame": 0, "thin pen": 2}}
+    records.write(results / "handwriting.json", report)
+    text = tables.handwriting_text()
+    assert cells(text)[3:5] == [["frame", "98.0"], ["thin pen", "96.0"]]
+    assert "50 test digits" in text and "2 pictures were refused" in text
+
+
 def test_results_come_in_order_with_mean_deviation_and_seeds(results):
     put(results, "accuracy-nano", "Nano", [99.0, 99.2])
     put(results, "accuracy-net-5-epochs", "Net", [98.0, 98.2, 98.4], epochs=5)
