@@ -53,16 +53,17 @@ def load(dataset: str) -> Data:
 
 def new_head(variants: dict[str, Variant], train: utils.ImageData, test: utils.ImageData) -> dict[str, Any]:
     """Return what must be equal for all runs of a result file; of a variant, what differs from the first."""
-    (network, recipe), *_ = variants.values()
+    (make_network, recipe), *_ = variants.values()
+    network = make_network()
     settings = {
         name: {"network": as_plain(make), "layers": checksum(repr(make()).encode())} | as_plain(own)
         for name, (make, own) in variants.items()
     }
     config = settings[next(iter(variants))]
     return {
-        "network": type(network()).__name__,
+        "network": type(network).__name__,
         "dataset": train.source,
-        "parameters": model.count_parameters(network()),
+        "parameters": model.count_parameters(network),
         "epochs": recipe.epochs,
         "train_images": len(train),
         "test_images": len(test),

@@ -333,7 +333,9 @@ def plot_prediction(picture: Any, image: Tensor, probabilities: Tensor, classes:
 
     picture: a path, a PIL image or an array (H, W) or (H, W, 3). image: (C, H, W), as `prepare_digit` returns it.
     probabilities: (K,), as `predict` returns them for this image; classes: their K names.
+    Raises ValueError if these are not the probabilities of one image.
     """
+    import numpy
     from PIL import Image, ImageOps
 
     if tuple(probabilities.shape) != (len(classes),):
@@ -344,7 +346,7 @@ def plot_prediction(picture: Any, image: Tensor, probabilities: Tensor, classes:
     if isinstance(picture, (str, Path)):
         with Image.open(picture) as opened:
             picture = ImageOps.exif_transpose(opened).convert("RGB")
-    left.imshow(picture, cmap="gray")
+    left.imshow(numpy.asarray(picture), cmap="gray")  # matplotlib's own conversion of PIL images is deprecated
     middle.imshow(_pixels(image[None])[0].numpy(), **SHADES)
     for axes, title in ((left, "the picture"), (middle, "what the network sees")):
         axes.set(title=title, xticks=[], yticks=[])
