@@ -58,8 +58,10 @@ def seen(request, tmp_path_factory):
         page("Page.navigate", url=f"{address}/{place}/s7.ipynb?token={TOKEN}")
         ask = asker(page)
         wait(lambda: ask("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status") == "idle")
-        ask(RUN)
-        wait(lambda: ask(DONE), seconds=600)
+        ask(RUN_ABOVE)
+        wait(lambda: ask("done(0, training)"), seconds=120)
+        ask(RUN_REST)
+        wait(lambda: ask("done(0)"), seconds=600)
         found = ask(LOOK)
         photograph(page, ask, pictures / f"{request.param}-light")
         ask("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
@@ -109,41 +111,45 @@ def test_the_pictures_are_there_and_fit(seen):
 
 # ---------------------------------------------------------------------------------------------- In the page
 
-# What is out of sight is not laid out, so the training cell is brought into view, and its bars are noted as they pass.
-RUN = """
-(async () => {
+# What is out of sight is not laid out. So the cells before the training run first; then it is brought into view, and
+# its bars are noted as they pass.
+RUN_ABOVE = """
+(() => {
   document.head.insertAdjacentHTML("beforeend", "<style>.Toastify {display: none}</style>");  // questions about news
-  const {content} = jupyterapp.shell.currentWidget;
+  const {content, sessionContext} = jupyterapp.shell.currentWidget;
   window.show = async (at) => {
     await content.scrollToItem(at, "auto");
     content.widgets[at].node.scrollIntoView({behavior: "instant"});
     await new Promise((resolve) => setTimeout(resolve, 500));
   };
+  window.done = (from, to) => {
+    const code = content.widgets.slice(from, to).filter((cell) => cell.model.type === "code");
+    return code.every((cell) => cell.model.executionCount !== null) && sessionContext.session.kernel.status === "idle";
+  };
+  window.training = content.widgets.findIndex((cell) => cell.model.sharedModel.source.includes("utils.train_network("));
+  content.activeCellIndex = training;
+  jupyterapp.commands.execute("notebook:run-all-above");
+})()
+"""
+
+RUN_REST = """
+(async () => {
+  const {content} = jupyterapp.shell.currentWidget;
+  await show(training);
   window.bars = new Set();
   setInterval(() => {
     for (const text of document.querySelectorAll(".jp-OutputArea-output pre")) {
       for (const line of text.innerText.split("\\n")) if (line.includes("%|")) bars.add(line);
     }
   }, 20);
-  const training = content.widgets.findIndex((cell) => cell.model.sharedModel.source.includes("utils.train_network("));
-  jupyterapp.commands.execute("notebook:run-all-cells");
-  await show(training);
-  window.keep = setInterval(() => show(training), 500);  // earlier cells push it down as they print
-})()
-"""
-
-DONE = """
-(() => {
-  const {content, sessionContext} = jupyterapp.shell.currentWidget;
-  const counts = content.widgets.filter((cell) => cell.model.type === "code").map((cell) => cell.model.executionCount);
-  return counts.every((count) => count !== null) && sessionContext.session.kernel.status === "idle";
+  content.activeCellIndex = training;
+  jupyterapp.commands.execute("notebook:run-all-below");
 })()
 """
 
 LOOK = """
 (async () => {
   const {content} = jupyterapp.shell.currentWidget;
-  clearInterval(keep);
   const found = {texts: [], pictures: [], bars_left: [], bars: [...bars], text: ""};
   found.cells = content.model.toJSON().cells.filter((cell) => cell.cell_type === "code");
   for (const [at, cell] of content.widgets.entries()) {
