@@ -49,13 +49,26 @@ def _cut_frame(grey: np.ndarray) -> np.ndarray:
 
 
 def _is_dark_on_light(grey: np.ndarray) -> bool:
-    """Whether the border is nearer to the brightest than to the darkest, as seen and with the lighting evened."""
+    """Whether the rim is nearer to the brightest than to the darkest, as seen and with the lighting evened.
+
+    In the shadow it is neither; then the ink is dark or bright, whichever keeps away from the rim.
+    """
     score = 0.0
     for weight, picture in ((1, grey), (3, grey - _quadratic(grey))):
-        border = _on_rim(picture)
+        rim = _on_rim(picture)
         low, high = picture.min(), picture.max()
-        score += weight * (np.median(border) - (low + high) / 2) / max(high - low, 1e-9)
+        score += weight * (np.median(rim) - (low + high) / 2) / max(high - low, 1e-9)
+    if abs(score) < 0.2 and _keeps_from_rim(grey) != _keeps_from_rim(1 - grey):
+        return _keeps_from_rim(1 - grey)
     return bool(score > 0)
+
+
+def _keeps_from_rim(grey: np.ndarray) -> bool:
+    """Whether there is clear ink, bright on dark, and none of it on the rim of the picture."""
+    try:
+        return not _on_rim(_drop_specks(_strokes(grey)[1])).any()
+    except ValueError:
+        return False
 
 
 def _ink(grey: np.ndarray) -> np.ndarray:
@@ -213,12 +226,12 @@ def _on_rim(picture: np.ndarray) -> np.ndarray:
 
 
 def _fit_pen(ink: np.ndarray) -> np.ndarray:
-    """Widen strokes below a tenth of the digit and narrow those above a quarter: MNIST's pens lie between."""
+    """Widen strokes below a tenth of the digit and narrow those above a fifth: MNIST's pens lie between."""
     from scipy import ndimage
 
     rows, columns = _box(ink, ink.shape)
     size, width = max(rows.stop - rows.start, columns.stop - columns.start), _pen(ink)
-    missing = np.clip(width, 0.1 * size, max(0.25 * size, 0.6 * width)) - width
+    missing = np.clip(width, 0.1 * size, max(0.2 * size, 0.6 * width)) - width
     change = ndimage.minimum_filter if missing < 0 else ndimage.maximum_filter
     return change(ink, 2 * round(abs(missing) / 2) + 1)
 

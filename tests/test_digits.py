@@ -246,9 +246,9 @@ def test_mnist_digits_come_back(few):
 
 def test_proportions_are_kept():
     bar = np.zeros((300, 300), np.uint8)
-    bar[40:240, 100:150] = 255
-    assert spans(prepare_digit(bar)) == (20, 5)
-    assert spans(prepare_digit(bar.T)) == (5, 20)
+    bar[40:240, 100:130] = 255
+    assert spans(prepare_digit(bar)) == (20, 3)
+    assert spans(prepare_digit(bar.T)) == (3, 20)
 
 
 def test_ink_stays_in_the_frame():
@@ -320,6 +320,16 @@ def test_uneven_light_specks_and_noise_leave_no_trace():
     assert far(prepare_digit(photo(ink)), expected) < 8
     ink[5:9, 300:304] = ink[200:203, 20:24] = 1
     assert far(prepare_digit(photo(ink)), expected) < 8
+
+
+@pytest.mark.parametrize(("share", "slope"), [(0.6, 0.6), (0.7, 0), (0.8, -0.6)])
+def test_in_a_deep_shadow_the_ink_is_still_the_ink(share, slope):
+    ink = drawing() / 255
+    y, x = np.indices(ink.shape)
+    edge = ink.shape[1] * share - slope * (y - ink.shape[0] / 2)
+    light = 1 - 0.5 * ((edge - x) / 2 + 0.5).clip(0, 1)  # the rim is mostly dark
+    shaded = handwriting.photo(ink, np.random.default_rng(0), light)
+    assert far_if_moved(prepare_digit(shaded), prepare_digit(photo(ink))) < 8
 
 
 def test_thin_and_thick_pens_come_near_to_mnist():
