@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit.optim import Muon, linear_schedule
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def weight_with_gradient(*shape: int) -> nn.Parameter:
@@ -158,6 +163,19 @@ def test_the_state_dict_continues_a_run_to_the_bit():
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     steps(optimizer, weight, 3), steps(resumed, copied, 3)
     assert torch.equal(weight, copied)
+
+
+def test_muon_does_not_import_torchs_compiler():
+    code = """
+import sys, torch
+from kit.optim import Muon
+weight = torch.nn.Parameter(torch.ones(2, 2))
+optimizer = Muon([weight], lr=0.1)
+optimizer.zero_grad(), weight.sum().backward(), optimizer.step(), optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
 @pytest.mark.parametrize(
