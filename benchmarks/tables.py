@@ -52,11 +52,14 @@ def spread(values: list[float]) -> str:
 
 
 def headline() -> str:
-    net = next(report for report in read_results() if report["network"] == "Net")
+    net, speed = next(report for report in read_results() if report["network"] == "Net"), read("speed")
+    minutes = net["epochs"] * median(speed["epoch"]["Net"]["kit_s"]) / 60
+    machine = speed["machine"]
     return (
         f"A convolutional network of {net['parameters']:,} parameters reads MNIST's handwritten digits with "
         f"**{spread(finals(net))} %** test accuracy after {net['epochs']} epochs: mean and standard deviation of the "
-        f"**final** epoch over {len(net['runs'])} seeds, trained on MNIST's own images alone, on a CPU."
+        f"**final** epoch over {len(net['runs'])} seeds. It trains on MNIST's own images alone, for about "
+        f"{minutes:.0f} minutes on {machine['cores']} cores of an {machine['processor']} ({machine['instructions']})."
     )
 
 

@@ -91,7 +91,11 @@ def test_results_come_in_order_with_mean_deviation_and_seeds(results):
         ["`Nano`", "1,234", "15", "**99.10 ± 0.14**, 2 seeds"],
         ["`Net`", "1,234", "5", "**98.20 ± 0.20**, 3 seeds"],
     ]
-    assert "1,234 parameters" in tables.headline() and "**99.50 ± 0.10 %**" in tables.headline()
+    machine = {"processor": "AMD EPYC", "instructions": "AVX512", "cores": 2}
+    records.write(results / "speed.json", {"machine": machine, "epoch": {"Net": {"kit_s": [9.0, 12.0, 16.0]}}})
+    headline = tables.headline()
+    assert "1,234 parameters" in headline and "**99.50 ± 0.10 %**" in headline
+    assert "about 3 minutes on 2 cores of an AMD EPYC (AVX512)" in headline
 
 
 def test_accuracy_row_computes_the_statistics_it_names():
@@ -273,7 +277,7 @@ def test_the_usual_loop_augments_in_the_ranges_of_the_recipe(raw_mnist):
 @pytest.mark.parametrize("loop", ["kit", "usual"])
 def test_a_loop_is_timed_epoch_by_epoch(loop, raw_mnist, threads):
     before = time.monotonic()
-    figures = speed.measure_loop("job", loop, "Net", 1, 0, images=130, seed=0, folder=raw_mnist)
+    figures = speed.measure_loop("job", loop, "Sprinter", 1, 0, images=130, seed=0, folder=raw_mnist)
     epochs = speed.JOB.epochs if loop == "kit" else 1
     assert len(figures["accuracies"]) == epochs and len(figures["clock"]) == 1 + epochs
     clock = [before, *figures["clock"], time.monotonic()]
