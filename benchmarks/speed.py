@@ -49,23 +49,36 @@ from kit.settings import as_plain, differences
 
 Run = dict[str, Any]  # one measurement: its part, its settings, its figures
 
-
-class Sprinter(model.Net):
-    """A `Net` for the job, chosen on validation images: half the time of a step, as much of an accuracy so soon.
-
-    The costly blocks, those at half the side of the image, are fewer and narrower, the cheap ones wider.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(stem=16, early=(24,), late=(40, 44, 44))
-
-
 TARGET = 99.40
 AFFINE = utils.Augment(elastic=0)  # what the usual loop does as well
-JOB = dataclasses.replace(utils.Recipe(), epochs=5, augment=AFFINE)  # chosen on validation images
+GENTLE = utils.Augment(rotation=10, translation=0.06, scale=0.1, shear=6, elastic=0)
+JOB = dataclasses.replace(utils.Recipe(), epochs=4, augment=GENTLE, plain_epochs=1)  # chosen on validation images
 SEEDS = 1000  # the first of the job's seeds, which nothing was chosen with
 NETWORKS = ["Net", "Attempt2"]  # of the parts epoch and peers
 RECIPES = {"epoch": utils.Recipe(epochs=1, plain_epochs=0, augment=AFFINE), "job": JOB}
+
+
+class Sprinter(nn.Sequential):
+    """The network of the job, chosen on validation images: images (N, 1, 28, 28) -> logits (N, 10).
+
+    `Net` with fewer and narrower blocks at half the side of the image, where they take most of the time, wider ones
+    at a quarter, a cheaper blur, and no attention.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            *model.conv_block(1, 16, 5, stride=2),  # 28 -> 14
+            *model.separable_block(16, 24),  # 14
+            nn.MaxPool2d(2, stride=1),  # 14 -> 13
+            nn.AvgPool2d(3, stride=2, padding=1),  # 13 -> 7
+            *model.separable_block(24, 40),  # 7
+            *model.separable_block(40, 44),
+            *model.separable_block(44, 44),
+            model.GlobalAvgPool(),  # 7 -> 1
+            nn.Conv2d(44, 10, 1),
+            nn.Flatten(),
+        )
+        self.to(memory_format=torch.channels_last)
 
 
 # ------------------------------------------------------------- What is measured, each in a process of its own
@@ -290,7 +303,6 @@ def summarize_job(runs: list[Run]) -> Run:
     first = [run["seconds"][1] for run in usual]
     return {
         "network": kit[0]["network"],
-        "parameters": model.count_parameters(Sprinter()),
         "recipe": as_plain(JOB),
         "seeds": [run["seed"] for run in kit],
         **{run["loop"]: {"threads": run["threads"], "workers": run["workers"]} for run in (kit[0], usual[0])},

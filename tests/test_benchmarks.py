@@ -285,6 +285,17 @@ def test_a_loop_is_timed_epoch_by_epoch(loop, raw_mnist, threads):
     assert torch.get_num_threads() == 1
 
 
+def test_the_job_trains_a_small_network_on_both_sides():
+    assert model.count_parameters(speed.Sprinter()) < 8000
+    runs = [
+        {"part": "epoch", "network": "Net", "loop": loop, "threads": 2, "workers": workers, "seconds": [1.0, 2.0]}
+        for loop, workers in (("kit", 0), ("usual", 2))
+    ]
+    first, second = speed.plan("job", runs, rounds=1, seeds=1, images=100)
+    assert (first["network"], second["network"]) == ("Sprinter", "Sprinter")
+    assert (first["loop"], second["loop"], second["workers"]) == ("kit", "usual", 2)
+
+
 def test_each_side_of_the_epoch_gets_its_best_setting():
     def run(loop: str, threads: int, workers: int, *seconds: float) -> list[dict]:
         side = {"part": "epoch", "network": "Net", "loop": loop, "threads": threads, "workers": workers}
