@@ -64,9 +64,11 @@ def seeds_needed(effect: float, *, alpha: float = 0.05, power: float = 0.8, most
     effect: the mean difference divided by the standard deviation of the differences (Cohen's d_z, 1988).
     Returns None if more than `most` pairs are needed.
     """
-    if _power(most, effect, alpha) < power:
-        return None
-    enough, too_few = most, 1
+    too_few, enough = 1, 2
+    while _power(enough, effect, alpha) < power:  # upwards: SciPy fails for some large numbers of pairs
+        if enough == most:
+            return None
+        too_few, enough = enough, min(2 * enough, most)
     while enough - too_few > 1:
         middle = (enough + too_few) // 2
         enough, too_few = (middle, too_few) if _power(middle, effect, alpha) >= power else (enough, middle)

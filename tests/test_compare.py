@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import joblib
+import numpy as np
 import nbformat
 import numpy
 import pytest
@@ -107,6 +108,11 @@ def test_holm_multiplies_the_smallest_most_and_keeps_the_order():
 @pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10), (-0.5, 34)])
 def test_seeds_needed_agrees_with_the_published_sample_sizes(effect, pairs):
     assert statistics.seeds_needed(effect) == pairs  # G*Power 3.1, two-sided paired t test, 80 % power at 5 %
+
+
+def test_a_larger_effect_never_needs_more_seeds():
+    counts = [statistics.seeds_needed(effect, alpha=0.0125) for effect in np.geomspace(0.04, 3, 2000).tolist()]
+    assert counts == sorted(counts, reverse=True)  # scipy.special.nctdtr is NaN here and there
 
 
 def test_an_effect_that_is_too_small_needs_too_many_seeds():
