@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import joblib
-import numpy as np
 import nbformat
 import numpy
 import pytest
@@ -111,7 +110,7 @@ def test_seeds_needed_agrees_with_the_published_sample_sizes(effect, pairs):
 
 
 def test_a_larger_effect_never_needs_more_seeds():
-    counts = [statistics.seeds_needed(effect, alpha=0.0125) for effect in np.geomspace(0.04, 3, 2000).tolist()]
+    counts = [statistics.seeds_needed(effect, alpha=0.0125) for effect in numpy.geomspace(0.04, 3, 2000).tolist()]
     assert counts == sorted(counts, reverse=True)  # scipy.special.nctdtr is NaN here and there
 
 
