@@ -165,10 +165,10 @@ def compare(
     chosen = _check_variants(variants, recipe, functools.partial(Net, train.images.shape[1], len(train.classes)))
     numbers = _check_seeds(seeds)
     data = {f"{name}_{key}": value for name, part in (("train", train), ("test", test)) for key, value in _facts(part)}
-    if folder is not None:
-        folder = Path(folder).expanduser().absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-    tasks = _tasks(chosen, numbers, data, folder)
+    absolute = None if folder is None else Path(folder).expanduser().absolute()  # a worker may be in another folder
+    if absolute is not None:
+        absolute.mkdir(parents=True, exist_ok=True)
+    tasks = _tasks(chosen, numbers, data, absolute)
     described = {name: {"network": as_plain(make), "recipe": as_plain(own)} for name, (make, own) in chosen.items()}
     stored = ((task, task.file and load_run(task.file, task.settings)) for task in tasks)
     done = {task.key: run | {"variant": task.variant} for task, run in stored if run}
