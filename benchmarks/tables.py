@@ -58,7 +58,7 @@ def headline() -> str:
     return (
         f"A convolutional network of {net['parameters']:,} parameters reads MNIST's handwritten digits with "
         f"**{spread(finals(net))} %** test accuracy after {net['epochs']} epochs: mean and standard deviation of the "
-        f"**final** epoch over {len(net['runs'])} seeds. It trains on MNIST's own images alone, for about "
+        f"**final** epoch over {len(net['runs'])} seeds. Training uses MNIST's own images alone and takes about "
         f"{minutes:.0f} minutes on {machine['cores']} cores of an {machine['processor']} ({machine['instructions']})."
     )
 
