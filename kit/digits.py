@@ -58,8 +58,10 @@ def _is_dark_on_light(grey: np.ndarray) -> bool:
         rim = _on_rim(picture)
         low, high = picture.min(), picture.max()
         score += weight * (np.median(rim) - (low + high) / 2) / max(high - low, 1e-9)
-    if abs(score) < 0.2 and _keeps_from_rim(grey) != _keeps_from_rim(1 - grey):
-        return _keeps_from_rim(1 - grey)
+    if abs(score) < 0.2:
+        dark, bright = _keeps_from_rim(1 - grey), _keeps_from_rim(grey)
+        if dark != bright:
+            return dark
     return bool(score > 0)
 
 
