@@ -13,6 +13,7 @@ from typing import Any
 
 import model
 import utils
+from kit.comparisons import summarize
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TARGET = 99.40
@@ -208,42 +209,53 @@ def recipe_text() -> str:
     return f"```python\n{utils.Recipe()!r}\n```"
 
 
-def ablation_changes() -> dict[str, list[float]]:
-    """Return each variant's validation accuracies less those of the baseline with the same seeds.
-
-    The baseline, the first variant of the file, comes first; then what changed most for the worse. Variants with
-    fewer than 3 seeds are left out.
-    """
-    runs = read("ablation")["runs"]
-    baseline = runs[0]["variant"]
-    whole = {run["seed"]: run["test_accuracy"][-1] for run in runs if run["variant"] == baseline}
-    changes: dict[str, list[float]] = {}
-    for run in runs:
-        changes.setdefault(run["variant"], []).append(run["test_accuracy"][-1] - whole[run["seed"]])
-    changes = {name: values for name, values in changes.items() if len(values) >= 3}
-    return dict(sorted(changes.items(), key=lambda item: (item[0] != baseline, mean(item[1]))))
+def ablation_summary() -> list[dict[str, Any]]:
+    """Return the statistics of each variant as `compare` gives them: the baseline, then the highest loss first."""
+    report = read("ablation")
+    settings = {name: {"recipe": report["config"] | own} for name, own in report["variants"].items()}
+    baseline, *others = summarize(settings, report["runs"])
+    return [baseline, *sorted(others, key=lambda row: -row["loss"]["mean"])]
 
 
 def ablation_table() -> str:
-    report, rows = read("ablation"), []
-    for name, changes in ablation_changes().items():
-        runs = [run for run in report["runs"] if run["variant"] == name]
-        change = spread(changes) if any(changes) else ""
-        loss = mean(run["test_loss"][-1] for run in runs)
-        rows.append([name, str(len(runs)), spread(finals({"runs": runs})), signed(change), f"{loss:.4f}"])
-    accuracy = f"validation accuracy after {report['epochs']} epochs, %: mean ± sd"
-    return table(["recipe", "seeds", accuracy, "change, seed by seed", "validation loss"], rows)
+    rows = []
+    for row in ablation_summary():
+        cells = [row["variant"]]
+        for measure, digits in (("loss", 4), ("accuracy", 2)):
+            cells.append(f"{row[measure]['mean']:.{digits}f} ± {row[measure]['sd']:.{digits}f}")
+            cells.append(interval(row[measure]["difference"], digits))
+        rows.append([*cells, judged(row)])
+    head = ["variant", "validation loss", "change, 95 % interval", "validation accuracy, %", "change, 95 % interval"]
+    return table([*head, "the change is"], rows)
 
 
-def signed(number: str) -> str:
-    return number if number.startswith("-") or not number else f"+{number}"
+def interval(difference: dict[str, Any] | None, digits: int) -> str:
+    """The mean difference with its interval, as far as there is one."""
+    values = [difference[key] for key in ("mean", "low", "high")] if difference else []
+    found = [f"{value:+.{digits}f}" for value in values if value is not None]
+    return f"{found[0]} ({found[1]} to {found[2]})" if len(found) == 3 else "".join(found)
+
+
+def judged(row: dict[str, Any]) -> str:
+    """Say whether the loss or the accuracy of a variant differs clearly from the baseline's."""
+    better = {"loss": -1, "accuracy": 1}
+    clear = {name: row[name]["difference"]["mean"] * sign > 0 for name, sign in better.items() if is_clear(row[name])}
+    if not clear:
+        return "not clear" if row["accuracy"]["difference"] else ""
+    return ", ".join(f"{'better' if gain else '**worse**'} in {name}" for name, gain in clear.items())
+
+
+def is_clear(figures: dict[str, Any]) -> bool:
+    return bool(figures["difference"] and figures["difference"]["clear"])
 
 
 def ablation_text() -> str:
-    """What each change of the augmentation did to the validation accuracy, in points."""
-    wanted = re.compile(r"no augmentation|without (rotation|translation|scale|shear)|with (erasing|elastic)")
-    return "; ".join(
-        f"{name} {mean(changes):+.2f}" for name, changes in ablation_changes().items() if wanted.match(name)
+    """What each change of the augmentation did to the validation loss."""
+    wanted = re.compile(r"no augmentation|without (rotation|translation|scale|shear|elastic)|with erasing")
+    return "validation loss: " + "; ".join(
+        f"{row['variant']} {row['loss']['difference']['mean']:+.4f}"
+        for row in ablation_summary()
+        if wanted.match(row["variant"])
     )
 
 
@@ -398,11 +410,17 @@ def faults_text() -> str:
 
 def compare_text() -> str:
     check = read("compare")
-    equal, worse = check["clear"].values()
+    equal, worse = check["equal"], check["no augmentation"]
+    called = sum(comparison["clear"] for comparison in equal)
+    found = "a clear" if worse["clear"] else "no clear"
+    loss = worse["loss"]
     return (
-        f"In {equal} of {check['repetitions']} repetitions it found a clear difference between two equal variants, in "
-        f"{worse} between the recipe and one without augmentation: {check['seeds']} seeds, {check['epochs']} epochs, "
-        f"{check['train_images']:,} training and {check['test_images']:,} validation images."
+        f"Two equal variants were called different in {called} of {len(equal)} repetitions ({len(equal[0]['seeds'])} "
+        f"seeds, {equal[0]['epochs']} epochs, {equal[0]['train_images']:,} training and "
+        f"{equal[0]['test_images']:,} validation images each). Between the recipe and the same without augmentation it "
+        f"found {found} difference: {loss['mean']:+.4f} in loss, 95 % interval {loss['low']:+.4f} to "
+        f"{loss['high']:+.4f} ({len(worse['seeds'])} seeds, {worse['epochs']} epochs, {worse['train_images']:,} "
+        f"training and {worse['test_images']:,} validation images)."
     )
 
 

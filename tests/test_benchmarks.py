@@ -170,21 +170,23 @@ def test_published_results_are_sorted_and_linked(results):
     ]
 
 
-def test_the_ablation_compares_seed_by_seed_and_waits_for_three_seeds(results):
-    def variant(name: str, *values: float) -> list[dict]:
+def test_the_ablation_is_judged_as_compare_does(results):
+    def runs_of(name: str, *losses: float) -> list[dict]:
         return [
-            {"variant": name, "seed": seed, "test_accuracy": [value], "test_loss": [0.02]}
-            for seed, value in enumerate(values)
+            {"variant": name, "seed": seed, "parameters": 7, "seconds": [1.0], "test_accuracy": [99.5], "test_loss": [x]}
+            for seed, x in enumerate(losses)
         ]
 
-    runs = variant("whole", 99.0, 99.1, 99.2) + variant("mended", 99.2, 99.3, 99.1) + variant("too few", 99.0)
-    runs += variant("broken", 98.9, 98.8, 99.3)
-    records.write(results / "ablation.json", {"network": "Net", "epochs": 5, "runs": runs})
-    changes = tables.ablation_changes()
-    assert list(changes) == ["whole", "broken", "mended"]
-    assert changes["mended"] == pytest.approx([0.2, 0.2, -0.1])
+    config = {"criterion": "cross_entropy", "test_criterion": None}
+    variants = {"whole": {}, "noise": {}, "worse": {}, "another loss": {"criterion": "hinge"}}
+    runs = runs_of("whole", 0.020, 0.021, 0.022) + runs_of("noise", 0.021, 0.020, 0.0215)
+    runs += runs_of("worse", 0.0301, 0.0310, 0.0319) + runs_of("another loss", 0.5, 0.5, 0.5)
+    records.write(results / "ablation.json", {"epochs": 15, "config": config, "variants": variants, "runs": runs})
     rows = cells(tables.ablation_table())[2:]
-    assert [row[3] for row in rows] == ["", "-0.10 ± 0.20", "+0.10 ± 0.17"]
+    assert [row[0] for row in rows] == ["whole", "another loss", "worse", "noise"]  # the highest loss first
+    assert [row[-1] for row in rows] == ["", "not clear", "**worse** in loss", "not clear"]
+    assert rows[2][1:3] == ["0.0310 ± 0.0009", "+0.0100 (+0.0098 to +0.0102)"] and rows[1][2] == ""
+    assert "noise" not in tables.ablation_text()
 
 
 def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):

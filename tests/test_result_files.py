@@ -145,17 +145,21 @@ def test_every_part_of_the_ablation_makes_a_network_and_changes_something():
     assert count_parameters(ablation.with_max_pooling()) == count_parameters(Net())
 
 
-def test_the_check_of_compare_counts_clear_differences(tmp_path, data, monkeypatch):
+def test_the_check_of_compare_tells_equal_variants_from_a_worse_one(tmp_path, data, monkeypatch):
     monkeypatch.setattr(compare_check.utils, "load_mnist", lambda: data)
     monkeypatch.setattr(compare_check.model, "Net", Nano)
     options = ["--repetitions", "2", "--seeds", "2", "--epochs", "1", "--images", "40", "--jobs", "1"]
     monkeypatch.setattr("sys.argv", ["compare_check", *options, "--results", str(tmp_path)])
     compare_check.main()
     result = json.loads((tmp_path / "compare.json").read_text())
-    assert [run["seeds"] for run in result["runs"]] == [[200, 201], [202, 203]]
-    equal = [run[compare_check.EQUAL] for run in result["runs"]]
-    assert all(differences["loss"]["mean"] != 0 for differences in equal)  # other first weights: another result
-    assert result["clear"][compare_check.EQUAL] == sum(any(d["clear"] for d in run.values()) for run in equal)
+    assert [comparison["seeds"] for comparison in result["equal"]] == [[200, 201], [202, 203]]
+    for comparison in result["equal"]:
+        assert (comparison["epochs"], comparison["train_images"], comparison["test_images"]) == (1, 34, 6)
+        assert comparison["loss"]["mean"] != 0  # other first weights: another result
+        assert comparison["clear"] == any(comparison[measure]["clear"] for measure in ("accuracy", "loss"))
+    worse = result["no augmentation"]
+    assert (worse["seeds"], worse["epochs"], worse["loss"]["pairs"]) == ([*range(100, 106)], 15, 6)
+    assert worse["loss"]["mean"] != 0
 
 
 def test_parse_seeds():
