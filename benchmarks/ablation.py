@@ -9,6 +9,7 @@ with the whole recipe seed by seed, by accuracy and by loss. Runs that the file 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -41,30 +42,37 @@ def with_max_pooling() -> nn.Module:
     return net
 
 
+def simple_net() -> nn.Module:
+    """Return `Net` with ReLU and max pooling, without channel attention."""
+    net = with_max_pooling()
+    kept = (layer for layer in net.layers if not isinstance(layer, model.ChannelAttention))
+    net.layers = nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.SiLU) else layer for layer in kept))
+    return net
+
+
 ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=1e-4)
 SGD = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=1e-4)
 SMOOTH = partial(F.cross_entropy, label_smoothing=0.1)
 
-# What differs from the whole recipe: another network, or other settings.
-PARTS: dict[str, Any] = {
-    "no augmentation": {"augment": None},
-    "without rotation": {"augment": utils.Augment(rotation=0)},
-    "without translation": {"augment": utils.Augment(translation=0)},
-    "without scale": {"augment": utils.Augment(scale=0)},
-    "without shear": {"augment": utils.Augment(shear=0)},
-    "without elastic displacement": {"augment": utils.Augment(elastic=0)},
-    "with erasing, probability 0.25": {"augment": utils.Augment(erasing=0.25)},
-    "augmented to the end, no plain last epochs": {"plain_epochs": 0},
-    "AdamW in place of Muon": {"optimizer": ADAMW, "lr": 0.02},
-    "SGD with Nesterov momentum in place of Muon": {"optimizer": SGD, "lr": 0.2},
-    "warm-up of 20 %": {"warmup": 0.2},
-    "label smoothing of 0.1": {"criterion": SMOOTH, "test_criterion": F.cross_entropy},
-    "batch size 256": {"batch_size": 256},
-    "ReLU in place of SiLU": partial(net_with, nn.SiLU, nn.ReLU()),
-    "without channel attention": partial(net_with, model.ChannelAttention),
-    "max pooling in place of anti-aliased pooling": with_max_pooling,
-    "dropout of 0.05 before the classifier": partial(model.Net, dropout=0.05),
-    "dropout of 0.1 before the classifier": partial(model.Net, dropout=0.1),
+# Each part as (what makes the network, the settings that differ from the whole recipe).
+PARTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "no augmentation": (model.Net, {"augment": None}),
+    "without rotation": (model.Net, {"augment": utils.Augment(rotation=0)}),
+    "without translation": (model.Net, {"augment": utils.Augment(translation=0)}),
+    "without scale": (model.Net, {"augment": utils.Augment(scale=0)}),
+    "without shear": (model.Net, {"augment": utils.Augment(shear=0)}),
+    "without elastic displacement": (model.Net, {"augment": utils.Augment(elastic=0)}),
+    "with erasing, probability 0.25": (model.Net, {"augment": utils.Augment(erasing=0.25)}),
+    "augmented to the end, no plain last epochs": (model.Net, {"plain_epochs": 0}),
+    "AdamW in place of Muon": (model.Net, {"optimizer": ADAMW, "lr": 0.02}),
+    "SGD with Nesterov momentum in place of Muon": (model.Net, {"optimizer": SGD, "lr": 0.2}),
+    "warm-up of 20 %": (model.Net, {"warmup": 0.2}),
+    "label smoothing of 0.1": (model.Net, {"criterion": SMOOTH, "test_criterion": F.cross_entropy}),
+    "ReLU in place of SiLU": (partial(net_with, nn.SiLU, nn.ReLU()), {}),
+    "without channel attention": (partial(net_with, model.ChannelAttention), {}),
+    "max pooling in place of anti-aliased pooling": (with_max_pooling, {}),
+    "ReLU, max pooling, no attention, no plain last epochs": (simple_net, {"plain_epochs": 0}),
+    "dropout of 0.1 before the classifier": (partial(model.Net, dropout=0.1), {}),
 }
 
 
@@ -73,8 +81,8 @@ def variants(parts: list[str], epochs: int) -> dict[str, Variant]:
     recipe = replace(utils.Recipe(), epochs=epochs)
     chosen: dict[str, Variant] = {WHOLE: (model.Net, recipe)}
     for name in parts:
-        change = PARTS[name]
-        chosen[name] = (model.Net, replace(recipe, **change)) if isinstance(change, dict) else (change, recipe)
+        network, changes = PARTS[name]
+        chosen[name] = network, replace(recipe, **changes)
     return chosen
 
 

@@ -143,6 +143,9 @@ def test_every_part_of_the_ablation_makes_a_network_and_changes_something():
     without = ablation.net_with(ChannelAttention)
     assert count_parameters(Net()) - count_parameters(without) == 9 and "Attention" not in str(without)
     assert count_parameters(ablation.with_max_pooling()) == count_parameters(Net())
+    simple = ablation.simple_net()
+    assert count_parameters(simple) == count_parameters(without)
+    assert not any(name in str(simple) for name in ("SiLU", "Attention", "AvgPool2d(kernel_size=2"))
 
 
 def test_the_check_of_compare_tells_equal_variants_from_a_worse_one(tmp_path, data, monkeypatch):
