@@ -71,7 +71,10 @@ PARTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "ReLU in place of SiLU": (partial(net_with, nn.SiLU, nn.ReLU()), {}),
     "without channel attention": (partial(net_with, model.ChannelAttention), {}),
     "max pooling in place of anti-aliased pooling": (with_max_pooling, {}),
-    "ReLU, max pooling, no attention, no plain last epochs": (simple_net, {"plain_epochs": 0}),
+    "ReLU, max pooling, no attention, no shear, no plain epochs": (
+        simple_net,
+        {"augment": utils.Augment(shear=0), "plain_epochs": 0},
+    ),
     "dropout of 0.1 before the classifier": (partial(model.Net, dropout=0.1), {}),
 }
 
