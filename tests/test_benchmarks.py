@@ -172,10 +172,8 @@ def test_published_results_are_sorted_and_linked(results):
 
 def test_the_ablation_is_judged_as_compare_does(results):
     def runs_of(name: str, *losses: float) -> list[dict]:
-        return [
-            {"variant": name, "seed": seed, "parameters": 7, "seconds": [1.0], "test_accuracy": [99.5], "test_loss": [x]}
-            for seed, x in enumerate(losses)
-        ]
+        same = {"variant": name, "parameters": 7, "seconds": [1.0], "test_accuracy": [99.5]}
+        return [same | {"seed": seed, "test_loss": [loss]} for seed, loss in enumerate(losses)]
 
     config = {"criterion": "cross_entropy", "test_criterion": None}
     variants = {"whole": {}, "noise": {}, "worse": {}, "another loss": {"criterion": "hinge"}}
