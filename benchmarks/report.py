@@ -31,6 +31,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "attempts": attempts_table,
     "recipe": tables.recipe_text,
     "ablation": tables.ablation_table,
+    "parts": tables.parts_text,
     "speed": tables.speed_text,
     "faults": tables.faults_text,
     "compare": tables.compare_text,

@@ -249,6 +249,19 @@ def is_clear(figures: dict[str, Any]) -> bool:
     return bool(figures["difference"] and figures["difference"]["clear"])
 
 
+def parts_text() -> str:
+    """Which changes to the recipe are clearly worse, and which make no clear difference: two sentences."""
+    rows = ablation_summary()[1:]
+    worse = {row["variant"]: row["accuracy"]["difference"] for row in rows if "worse" in judged(row)}
+    clear = "; ".join(f"{name} ({difference['mean']:+.2f} points)" for name, difference in worse.items())
+    others = "; ".join(row["variant"] for row in rows if row["variant"] not in worse)
+    seeds = min(row["accuracy"]["difference"]["pairs"] for row in rows)
+    return (
+        f"Over {seeds} paired seeds, judged on validation images, these changes make `Net` clearly worse: {clear}. "
+        f"These make no clear difference, each by itself: {others}."
+    )
+
+
 def ablation_text() -> str:
     """What each change of the augmentation did to the validation loss."""
     wanted = re.compile(r"no augmentation|without (rotation|translation|scale|shear|elastic)|with erasing")
