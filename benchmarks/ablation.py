@@ -71,7 +71,7 @@ PARTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "ReLU in place of SiLU": (partial(net_with, nn.SiLU, nn.ReLU()), {}),
     "without channel attention": (partial(net_with, model.ChannelAttention), {}),
     "max pooling in place of anti-aliased pooling": (with_max_pooling, {}),
-    "ReLU, max pooling, no attention, no shear, no plain epochs": (
+    "ReLU, max pooling, no attention, no shear and no plain epochs at once": (
         simple_net,
         {"augment": utils.Augment(shear=0), "plain_epochs": 0},
     ),
