@@ -28,15 +28,19 @@ WHOLE = "the whole recipe"
 
 def net_with(replaced: type[nn.Module], *layers: nn.Module) -> nn.Module:
     """Return `Net` with `layers`, or nothing, in place of every layer of the kind `replaced`."""
-    net = model.Net()
+    return changed(model.Net(), replaced, *layers)
+
+
+def changed(net: model.Net, replaced: type[nn.Module], *layers: nn.Module) -> model.Net:
+    """Put `layers`, or nothing, in place of every layer of the kind `replaced` in `net`, and return it."""
     kept = ([*layers] if isinstance(layer, replaced) else [layer] for layer in net.layers)
     net.layers = nn.Sequential(*chain.from_iterable(kept))
     return net
 
 
-def with_max_pooling() -> nn.Module:
+def with_max_pooling() -> model.Net:
     """Return `Net` with the maximum of each 2 x 2 in place of the anti-aliased pooling."""
-    net = net_with(nn.AvgPool2d)  # without the blur
+    net = changed(model.Net(), nn.AvgPool2d)  # without the blur
     (pooling,) = (layer for layer in net.layers if isinstance(layer, nn.MaxPool2d))
     pooling.stride = 2
     return net
@@ -44,10 +48,7 @@ def with_max_pooling() -> nn.Module:
 
 def simple_net() -> nn.Module:
     """Return `Net` with ReLU and max pooling, without channel attention."""
-    net = with_max_pooling()
-    kept = (layer for layer in net.layers if not isinstance(layer, model.ChannelAttention))
-    net.layers = nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.SiLU) else layer for layer in kept))
-    return net
+    return changed(changed(with_max_pooling(), model.ChannelAttention), nn.SiLU, nn.ReLU())
 
 
 ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=1e-4)

@@ -250,15 +250,16 @@ def is_clear(figures: dict[str, Any]) -> bool:
 
 
 def parts_text() -> str:
-    """Which changes to the recipe are clearly worse, and which make no clear difference: two sentences."""
+    """Which changes to the recipe clearly raise the loss, and which do not: two sentences."""
     rows = ablation_summary()[1:]
-    worse = {row["variant"]: row["accuracy"]["difference"] for row in rows if "worse" in judged(row)}
-    clear = "; ".join(f"{name} ({difference['mean']:+.2f} points)" for name, difference in worse.items())
+    differences = {row["variant"]: row["loss"]["difference"] for row in rows if is_clear(row["loss"])}
+    worse = {name: difference for name, difference in differences.items() if difference["mean"] > 0}
+    clear = "; ".join(f"{name} ({difference['mean']:+.4f})" for name, difference in worse.items())
     others = "; ".join(row["variant"] for row in rows if row["variant"] not in worse)
     seeds = min(row["accuracy"]["difference"]["pairs"] for row in rows)
     return (
-        f"Over {seeds} paired seeds, judged on validation images, these changes make `Net` clearly worse: {clear}. "
-        f"These make no clear difference, each by itself: {others}."
+        f"Over {seeds} paired seeds, these changes clearly raise the validation loss of `Net`: {clear}. "
+        f"These do not, each by itself: {others}."
     )
 
 

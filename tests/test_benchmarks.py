@@ -185,7 +185,7 @@ def test_the_ablation_is_judged_as_compare_does(results):
     assert [row[-1] for row in rows] == ["", "not clear", "**worse** in loss", "not clear"]
     assert rows[2][1:3] == ["0.0310 ± 0.0009", "+0.0100 (+0.0098 to +0.0102)"] and rows[1][2] == ""
     clear, unclear = tables.parts_text().split(". ")
-    assert "worse (+0.00 points)" in clear and "noise" not in clear
+    assert "worse (+0.0100)" in clear and "noise" not in clear
     assert "another loss; noise" in unclear and "3 paired seeds" in clear
 
 
