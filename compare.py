@@ -10,7 +10,7 @@
     variants = {
         "Net": Net,
         "dropout": lambda: Net(dropout=0.05),
-        "no shear": replace(Recipe(), augment=Augment(shear=0)),
+        "no rotation": replace(Recipe(), augment=Augment(rotation=0)),
     }
     result = compare(variants, train, validation, seeds=5, folder="runs")
     print(result)  # in a notebook: `result` as the last line of a cell

@@ -152,7 +152,7 @@ class Augment:
     rotation: float = 15.0
     translation: float = 0.1
     scale: float = 0.15
-    shear: float = 10.0
+    shear: float = 0.0
     elastic: float = 0.5
     erasing: float = 0.0
 
