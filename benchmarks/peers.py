@@ -73,10 +73,10 @@ def run_kit(network: str, outcome: Outcome) -> None:
     import utils
 
     net, batches, optimizer = torch_parts(network, outcome)
-    for _ in range(EPOCHS):
-        outcome.start_epoch()
-        outcome.loss = utils.train_epoch(net, batches, optimizer).loss
-        outcome.end_epoch()
+    # `fit` also tests after each epoch, here on one batch; its clock counts that as well.
+    history = utils.fit(net, batches, batches[:1], optimizer, epochs=EPOCHS, verbose=False)
+    outcome.starts, outcome.ends = [0.0] * EPOCHS, history.seconds
+    outcome.loss = history.train_loss[-1]
 
 
 def run_pytorch(network: str, outcome: Outcome) -> None:
