@@ -145,7 +145,15 @@ def test_every_part_of_the_ablation_makes_a_network_and_changes_something():
     assert count_parameters(ablation.with_max_pooling()) == count_parameters(Net())
     simple = ablation.simple_net()
     assert count_parameters(simple) == count_parameters(without)
-    assert not any(name in str(simple) for name in ("SiLU", "Attention", "AvgPool2d(kernel_size=2"))
+    assert not any(name in str(simple) for name in ("SiLU", "Attention", "AvgPool2d"))
+
+
+def test_the_tested_network_has_a_binomial_blur():
+    maps, line = torch.randn(2, 3, 13, 13), torch.tensor([0.25, 0.5, 0.25])
+    blur = [layer for layer in ablation.tested_net().layers if isinstance(layer, torch.nn.AvgPool2d)]
+    kernel = torch.outer(line, line).expand(3, 1, 3, 3)
+    expected = torch.nn.functional.conv2d(maps, kernel, stride=2, padding=1, groups=3)
+    assert torch.allclose(torch.nn.Sequential(*blur)(maps), expected, atol=1e-6)
 
 
 def test_the_check_of_compare_tells_equal_variants_from_a_worse_one(tmp_path, data, monkeypatch):
