@@ -74,7 +74,7 @@ def run_kit(network: str, outcome: Outcome) -> None:
 
     net, batches, optimizer = torch_parts(network, outcome)
     # `fit` also tests after each epoch, here on one batch; its clock counts that as well.
-    history = utils.fit(net, batches, batches[:1], optimizer, epochs=EPOCHS, verbose=False)
+    history = utils.fit(net, batches, batches[:1], optimizer=optimizer, epochs=EPOCHS, verbose=False)
     outcome.starts, outcome.ends = [0.0] * EPOCHS, history.seconds
     outcome.loss = history.train_loss[-1]
 
