@@ -140,6 +140,7 @@ def measure_start() -> Run:
 
 def step_seconds(net: nn.Module, *, rounds: int = 7, steps: int = 20) -> float:
     """Return the time of one step of `train_epoch` on a batch in memory: the median of some rounds of steps."""
+    utils.keep_freed_memory()  # as `fit` does
     size = utils.Recipe().batch_size
     batch = torch.randn(size, 1, 28, 28), torch.randint(10, (size,))
     optimizer = utils.Recipe().arguments(net, steps)["optimizer"]
