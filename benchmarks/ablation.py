@@ -25,7 +25,7 @@ import utils
 from benchmarks.accuracy import Variant, measure, new_parser
 
 WHOLE = "the whole recipe"
-TODAY = "no shear and a simpler blur: today's recipe"
+TODAY = "no shear and a simpler blur, which is today's recipe"
 Augment = partial(utils.Augment, shear=10.0)
 
 
