@@ -26,7 +26,7 @@ from benchmarks.accuracy import Variant, measure, new_parser
 
 WHOLE = "the whole recipe"
 TODAY = "no shear and a simpler blur, which is today's recipe"
-Augment = partial(utils.Augment, shear=10.0)
+Augment = partial(utils.Augment, shear=10.0)  # that of the whole recipe
 
 
 def changed(net: model.Net, replaced: type[nn.Module], *layers: nn.Module) -> model.Net:
