@@ -95,8 +95,7 @@ class _Place(NamedTuple):
 def _place_names(axes: Any, entries: Sequence[dict[str, Any]], limit: int, target: float) -> None:
     """Write each name beside its dot, or joined to it by a line, where it touches no line, dot or other name.
 
-    Each name in turn takes the best of many places around its dot; a few rounds let early ones make room. Entries
-    without a name come last.
+    Each name has many places around its dot. Entries without a name come last.
     """
     from matplotlib.path import Path
 
@@ -107,19 +106,43 @@ def _place_names(axes: Any, entries: Sequence[dict[str, Any]], limit: int, targe
     curve = Path([dot for entry, dot in zip(entries, dots, strict=True) if entry["kind"] == FAMILY] or dots[:1])
     named = [(entry, point) for entry, point in zip(entries, points, strict=True) if entry["kind"] != FAMILY]
     texts = [_text(axes, entry["name"], point) for entry, point in named]
-    options = []
+    options: list[list[tuple[float, _Place]]] = []
     for at, text in enumerate(texts):
         others = [bar for bar, dot in zip(bars, dots, strict=True) if dot != dots[at]]
         around = _places(text.get_window_extent(), dots[at], dots)
-        options.append([(place, _own_cost(place, bars[at], others, lines, curve, axes.bbox)) for place in around])
-    chosen: dict[int, _Place] = {}
+        costs = [(_own_cost(place, bars[at], others, lines, curve, axes.bbox), place) for place in around]
+        options.append(sorted(costs, key=lambda pair: pair[0]))
     crowded = sorted(range(len(texts)), key=lambda at: sum(math.dist(dots[at], dot) for dot in dots))
-    for at in crowded * 3:
-        names = [place for number, place in chosen.items() if number != at]
-        costs = [cost + TOUCHED * _touched(place, names) for place, cost in options[at]]
-        chosen[at] = options[at][costs.index(min(costs))][0]
-    for at, text in enumerate(texts):
-        _move(text, chosen[at])
+    for text, place in zip(texts, _choose(options, crowded), strict=True):
+        _move(text, place)
+
+
+def _choose(options: list[list[tuple[float, _Place]]], order: list[int]) -> list[_Place]:
+    """Return the place of each name, given its own (cost, place) pairs, the cheapest first.
+
+    Each name in turn takes its best place beside the others', three times over. Who comes first matters, so `order`
+    is tried from each of its names on until nothing touches.
+    """
+    found: list[tuple[float, list[_Place]]] = []
+    for first in range(len(order)):
+        chosen: dict[int, tuple[float, _Place]] = {}
+        for at in (order[first:] + order[:first]) * 3:
+            names = [place for number, (_, place) in chosen.items() if number != at]
+            chosen[at] = _best(options[at], names)
+        found.append((sum(cost for cost, _ in chosen.values()), [chosen[at][1] for at in sorted(chosen)]))
+        if all(cost < TOUCHED for cost, _ in chosen.values()):
+            break
+    return min(found, key=lambda pair: pair[0])[1] if found else []
+
+
+def _best(options: list[tuple[float, _Place]], names: Sequence[_Place]) -> tuple[float, _Place]:
+    """Return the cheapest of `options`, with its cost beside the other names."""
+    best = (math.inf, options[0][1])
+    for cost, place in options:
+        if cost >= best[0]:  # and so are all that follow
+            break
+        best = min(best, (cost + TOUCHED * _touched(place, names), place), key=lambda pair: pair[0])
+    return best
 
 
 def _bar(axes: Any, entry: dict[str, Any], dot: tuple[float, float]) -> Bbox:

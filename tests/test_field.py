@@ -12,6 +12,7 @@ from matplotlib.path import Path
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from benchmarks import tables
 from benchmarks.field import plot_field
 
 OURS = [("Net", 7602, 99.59, 0.065), ("Nano", 2854, 99.47, 0.051), ("Attempt2", 5550, 99.47, 0.05)]
@@ -61,8 +62,8 @@ def test_a_family_is_a_line_without_names_from_its_smallest_network():
 
 @pytest.mark.parametrize(
     "entries",
-    [field(*PUBLISHED), field(*PUBLISHED, *CROWD), [*field(*PUBLISHED, *CROWD), *family()]],
-    ids=["few", "a crowd", "a family"],
+    [field(*PUBLISHED), field(*PUBLISHED, *CROWD), [*field(*PUBLISHED, *CROWD), *family()], tables.field_entries()],
+    ids=["few", "a crowd", "a family", "the result files"],
 )
 def test_every_name_touches_nothing_and_shows_its_dot(entries):
     axes = plot_field(entries).axes[0]
