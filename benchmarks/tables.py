@@ -333,10 +333,25 @@ def summary_of(network: str) -> Callable[[], str]:
 def speed_text() -> str:
     """A table with a row for each part that was measured, and what explains it."""
     speed = read("speed")
-    machine, versions = speed["machine"], speed["versions"]
-    where = f"{machine['processor']}, {machine['cores']} cores; Python {versions['python']}, torch {versions['torch']}."
+    versions = speed["versions"]
+    where = f"{named(speed['machine'])}; Python {versions['python']}, torch {versions['torch']}."
     head = ["", "this kit", "the other side", "ratio"]
-    return "\n\n".join([table(head, speed_rows(speed)), where, *speed_remarks(speed)])
+    others = [other_machine(read(path.stem)) for path in sorted(RESULTS.glob("speed-*.json"))]
+    return "\n\n".join([table(head, speed_rows(speed)), where, *others, *speed_remarks(speed)])
+
+
+def named(machine: dict[str, Any]) -> str:
+    return f"{machine['processor']} ({machine['instructions']}), {machine['cores']} cores"
+
+
+def other_machine(speed: dict[str, Any]) -> str:
+    """What an epoch takes on another machine."""
+    epochs = [
+        f"an epoch of `{network}` takes this kit {median(epoch['kit_s']):.1f} s, the usual loop "
+        f"{median(epoch['usual_s']):.1f} s ({epoch['ratio']:.1f} ×)"
+        for network, epoch in measured_networks(speed, "epoch")
+    ]
+    return f"On another machine, {named(speed['machine'])}: {'; '.join(epochs)}."
 
 
 def speed_rows(speed: dict[str, Any]) -> list[list[str]]:

@@ -194,7 +194,7 @@ def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):
     epoch = {"kit": side, "usual": side, "kit_s": [2.0], "usual_s": [8.0], "ratio": 4.0}
     epoch |= {"kit_medians_s": {"1 thread": 2.0}, "usual_medians_s": {"1 thread": 8.0}}
     report = {
-        "machine": {"processor": "a processor", "cores": 2},
+        "machine": {"processor": "a processor", "instructions": "AVX512", "cores": 2},
         "versions": {"python": "3.12", "torch": "2.9"},
         "epoch": {"Net": epoch, "Attempt2": epoch, "ratio": 4.0},
         "job": {
@@ -226,7 +226,12 @@ def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):
         "the usual loop's first epoch: 26.0 s, at 91.00 %",
     ]
     assert rows[5][1:3] == ["10 ms", "y 20 ms"]
-    assert "321 MB" in tables.speed_text() and "a processor, 2 cores" in tables.speed_text()
+    slower = {"Net": epoch | {"kit_s": [5.0], "ratio": 1.6}, "ratio": 1.6}
+    machine = report["machine"] | {"instructions": "AVX2"}
+    records.write(results / "speed-avx2.json", {"machine": machine, "epoch": slower})
+    text = tables.speed_text()
+    assert "321 MB" in text and "a processor (AVX512), 2 cores; Python 3.12" in text
+    assert "(AVX2), 2 cores: an epoch of `Net` takes this kit 5.0 s, the usual loop 8.0 s (1.6 ×)." in text
 
 
 @pytest.mark.parametrize("path", sorted(records.RESULTS.glob("accuracy-*.json")), ids=lambda path: path.stem)
