@@ -336,8 +336,9 @@ def speed_text() -> str:
     versions = speed["versions"]
     where = f"{named(speed['machine'])}; Python {versions['python']}, torch {versions['torch']}."
     head = ["", "this kit", "the other side", "ratio"]
-    others = [other_machine(read(path.stem)) for path in sorted(RESULTS.glob("speed-*.json"))]
-    return "\n\n".join([table(head, speed_rows(speed)), where, *others, *speed_remarks(speed)])
+    others = [read(path.stem) for path in sorted(RESULTS.glob("speed-*.json"))]
+    elsewhere = [other_machine(other) for other in others if "epoch" in other]  # the run may have been cut short
+    return "\n\n".join([table(head, speed_rows(speed)), where, *elsewhere, *speed_remarks(speed)])
 
 
 def named(machine: dict[str, Any]) -> str:
@@ -347,8 +348,8 @@ def named(machine: dict[str, Any]) -> str:
 def other_machine(speed: dict[str, Any]) -> str:
     """What an epoch takes on another machine."""
     epochs = [
-        f"an epoch of `{network}` takes this kit {median(epoch['kit_s']):.1f} s, the usual loop "
-        f"{median(epoch['usual_s']):.1f} s ({epoch['ratio']:.1f} ×)"
+        f"an epoch of `{network}`, median of {len(epoch['kit_s'])}, takes this kit {median(epoch['kit_s']):.1f} s, "
+        f"the usual loop {median(epoch['usual_s']):.1f} s ({epoch['ratio']:.1f} ×)"
         for network, epoch in measured_networks(speed, "epoch")
     ]
     return f"On another machine, {named(speed['machine'])}: {'; '.join(epochs)}."

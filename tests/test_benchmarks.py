@@ -229,9 +229,11 @@ def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):
     slower = {"Net": epoch | {"kit_s": [5.0], "ratio": 1.6}, "ratio": 1.6}
     machine = report["machine"] | {"instructions": "AVX2"}
     records.write(results / "speed-avx2.json", {"machine": machine, "epoch": slower})
+    records.write(results / "speed-cut-short.json", {"machine": machine, "runs": []})
     text = tables.speed_text()
+    assert text.count("On another machine") == 1
     assert "321 MB" in text and "a processor (AVX512), 2 cores; Python 3.12" in text
-    assert "(AVX2), 2 cores: an epoch of `Net` takes this kit 5.0 s, the usual loop 8.0 s (1.6 ×)." in text
+    assert "(AVX2), 2 cores: an epoch of `Net`, median of 1, takes this kit 5.0 s, the usual loop 8.0 s (1.6 ×)" in text
 
 
 @pytest.mark.parametrize("path", sorted(records.RESULTS.glob("accuracy-*.json")), ids=lambda path: path.stem)
