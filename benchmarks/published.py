@@ -5,7 +5,7 @@ written here from its description, and trained on all training images, once by i
 how much of an accuracy is the network, and how much is the recipe? Runs that the file holds are not trained again.
 
     python -m benchmarks.published
-    python -m benchmarks.published --recipes "its own recipe" --seeds 10-19
+    python -m benchmarks.published --seeds 20-29
 """
 
 from __future__ import annotations
@@ -81,11 +81,9 @@ RECIPES = {
 
 
 def main() -> None:
-    parser = new_parser(__doc__, "10-19")
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES), metavar="RECIPE")
-    options = parser.parse_args()
+    options = new_parser(__doc__, "10-19").parse_args()
     variants: dict[str, Variant] = {
-        name: (Published, replace(RECIPES[name], epochs=options.epochs)) for name in options.recipes
+        name: (Published, replace(recipe, epochs=options.epochs)) for name, recipe in RECIPES.items()
     }
     measure(options.results / "repeated.json", variants, load("mnist"), options)
 
