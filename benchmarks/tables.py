@@ -53,14 +53,17 @@ def spread(values: list[float]) -> str:
 
 
 def headline() -> str:
-    net, speed = next(report for report in read_results() if report["network"] == "Net"), read("speed")
-    minutes = net["epochs"] * median(speed["epoch"]["Net"]["kit_s"]) / 60
-    machine = speed["machine"]
+    net = next(report for report in read_results() if report["network"] == "Net")
+    times = []
+    for speed in (read("speed"), *other_speeds()):
+        minutes, machine = net["epochs"] * median(speed["epoch"]["Net"]["kit_s"]) / 60, speed["machine"]
+        where = f"{machine['cores']} cores of an {machine['processor']} ({machine['instructions']})"
+        times.append(f"{minutes:.0f} minutes on {where}")
     return (
         f"A convolutional network of {net['parameters']:,} parameters reads MNIST's handwritten digits with "
         f"**{spread(finals(net))} %** test accuracy after {net['epochs']} epochs: mean and standard deviation of the "
         f"**final** epoch over {len(net['runs'])} seeds. Training uses MNIST's own images alone and takes about "
-        f"{minutes:.0f} minutes on {machine['cores']} cores of an {machine['processor']} ({machine['instructions']})."
+        f"{' or '.join(times)}."
     )
 
 
@@ -336,9 +339,14 @@ def speed_text() -> str:
     versions = speed["versions"]
     where = f"{named(speed['machine'])}; Python {versions['python']}, torch {versions['torch']}."
     head = ["", "this kit", "the other side", "ratio"]
-    others = [read(path.stem) for path in sorted(RESULTS.glob("speed-*.json"))]
-    elsewhere = [other_machine(other) for other in others if "epoch" in other]  # the run may have been cut short
+    elsewhere = [other_machine(other) for other in other_speeds()]
     return "\n\n".join([table(head, speed_rows(speed)), where, *elsewhere, *speed_remarks(speed)])
+
+
+def other_speeds() -> list[dict[str, Any]]:
+    """Return what was measured on other machines; a run that was cut short before its part epoch ended is left out."""
+    others = [read(path.stem) for path in sorted(RESULTS.glob("speed-*.json"))]
+    return [other for other in others if "epoch" in other]
 
 
 def named(machine: dict[str, Any]) -> str:
