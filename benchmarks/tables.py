@@ -54,11 +54,10 @@ def spread(values: list[float]) -> str:
 
 def headline() -> str:
     net = next(report for report in read_results() if report["network"] == "Net")
-    times = []
-    for speed in (read("speed"), *other_speeds()):
-        minutes, machine = net["epochs"] * median(speed["epoch"]["Net"]["kit_s"]) / 60, speed["machine"]
-        where = f"{machine['cores']} cores of an {machine['processor']} ({machine['instructions']})"
-        times.append(f"{minutes:.0f} minutes on {where}")
+    times = [
+        f"{net['epochs'] * median(speed['epoch']['Net']['kit_s']) / 60:.0f} minutes on {named(speed['machine'])}"
+        for speed in (read("speed"), *other_speeds())
+    ]
     return (
         f"A convolutional network of {net['parameters']:,} parameters reads MNIST's handwritten digits with "
         f"**{spread(finals(net))} %** test accuracy after {net['epochs']} epochs: mean and standard deviation of the "
@@ -350,7 +349,7 @@ def other_speeds() -> list[dict[str, Any]]:
 
 
 def named(machine: dict[str, Any]) -> str:
-    return f"{machine['processor']} ({machine['instructions']}), {machine['cores']} cores"
+    return f"{machine['cores']} cores of an {machine['processor']} ({machine['instructions']})"
 
 
 def other_machine(speed: dict[str, Any]) -> str:

@@ -197,7 +197,7 @@ def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):
     epoch = {"kit": side, "usual": side, "kit_s": [2.0], "usual_s": [8.0], "ratio": 4.0}
     epoch |= {"kit_medians_s": {"1 thread": 2.0}, "usual_medians_s": {"1 thread": 8.0}}
     report = {
-        "machine": {"processor": "a processor", "instructions": "AVX512", "cores": 2},
+        "machine": {"processor": "AMD EPYC", "instructions": "AVX512", "cores": 2},
         "versions": {"python": "3.12", "torch": "2.9"},
         "epoch": {"Net": epoch, "Attempt2": epoch, "ratio": 4.0},
         "job": {
@@ -235,8 +235,8 @@ def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):
     records.write(results / "speed-cut-short.json", {"machine": machine, "runs": []})
     text = tables.speed_text()
     assert text.count("On another machine") == 1
-    assert "321 MB" in text and "a processor (AVX512), 2 cores; Python 3.12" in text
-    assert "(AVX2), 2 cores: an epoch of `Net`, median of 1, takes this kit 5.0 s, the usual loop 8.0 s (1.6 ×)" in text
+    assert "321 MB" in text and "2 cores of an AMD EPYC (AVX512); Python 3.12" in text
+    assert "EPYC (AVX2): an epoch of `Net`, median of 1, takes this kit 5.0 s, the usual loop 8.0 s (1.6 ×)" in text
 
 
 @pytest.mark.parametrize("path", sorted(records.RESULTS.glob("accuracy-*.json")), ids=lambda path: path.stem)
