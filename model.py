@@ -99,8 +99,12 @@ class _Stack(nn.Module):
 class Net(_Stack):
     """The kit's network: images (N, in_channels, H, W) of 20 to 64 pixels a side -> logits (N, num_classes).
 
-    stem: channels of the first convolution, at half the side of the images.
-    early: channels of each separable block at that side; late: of each block at a quarter of the side.
+    stem: channels of the first convolution.
+    early: channels of each separable block at half the side of the images; late: of each at a quarter of the side.
+    stem_stride: 2 for a 5x5 stem that halves the side itself; 1 for a 3x3 stem at full side with a pooling behind it,
+        which is slower and has 16 weights fewer for each of its channels: the better choice for the smallest networks.
+
+    Raises ValueError for another stem_stride.
     """
 
     def __init__(
@@ -112,11 +116,18 @@ class Net(_Stack):
         stem: int = 24,
         early: tuple[int, ...] = (32, 32),
         late: tuple[int, ...] = (32, 32, 32),
+        stem_stride: int = 2,
     ) -> None:
+        if stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride is {stem_stride!r}; expected 1 or 2")
         widths = (stem, *early, *late)
         blocks = [separable_block(*pair) for pair in pairwise(widths)]
+        if stem_stride == 2:
+            halving = conv_block(in_channels, stem, 5, stride=2)  # 28 -> 14, RF 5
+        else:
+            halving = [*conv_block(in_channels, stem, 3), *blur_pool()]  # 28, RF 3 -> 27 -> 14, RF 6
         super().__init__(
-            *conv_block(in_channels, stem, 5, stride=2),  # 28 -> 14, RF 5
+            *halving,
             *chain(*blocks[: len(early)]),  # 14, RF 9, 13
             *blur_pool(),  # 14 -> 13 -> 7, RF 15, 19
             *chain(*([*block, ChannelAttention()] for block in blocks[len(early) :])),  # 7, RF 27, 35, 43
