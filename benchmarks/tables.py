@@ -197,10 +197,11 @@ def field_entries() -> list[dict[str, Any]]:
         | {"name": f"{peer['accuracy']:.2f}", "spread": None, "kind": "published"}
         for peer in read("published")
     ]
-    family = [
-        {"name": name, "parameters": size, "accuracy": mean(values), "spread": stdev(values), "kind": "family"}
-        for name, size, values in frontier_sizes()
-    ]
+    family: list[dict[str, Any]] = []
+    for name, size, values in frontier_sizes():  # the frontier itself: sizes that no smaller network reaches
+        if all(mean(values) > smaller["accuracy"] for smaller in family):
+            entry = {"name": name, "parameters": size, "accuracy": mean(values), "spread": stdev(values)}
+            family.append(entry | {"kind": "family"})
     return ours + published + family
 
 

@@ -134,13 +134,15 @@ def put_published(folder: Path, *results: tuple[int, float]) -> None:
 
 
 def test_the_frontier_is_sorted_by_size_and_takes_net_and_nano_from_their_own_files(results):
-    put_variants(results, "frontier", wide=(2000, [99.2, 99.4]), narrow=(600, [98.0, 98.2]))
+    sizes = {"wide": (2000, [99.2, 99.4]), "narrow": (600, [98.0, 98.2]), "no better than narrow": (700, [98.0, 98.2])}
+    put_variants(results, "frontier", **sizes)
     put(results, "accuracy-nano", "Nano", [99.0, 99.2])
     put(results, "accuracy-net-5-epochs", "Net", [90.0, 90.2], epochs=5)
     put(results, "accuracy-attempt2", "Attempt2", [99.3, 99.4])
     put_published(results, (1000, 99.05), (600, 99.01), (5000, 99.9))
     assert cells(tables.frontier_table())[2:] == [
         ["narrow", "600", "2", "**98.10** ± 0.14", "98.00 – 98.20", "99.01"],
+        ["no better than narrow", "700", "2", "**98.10** ± 0.14", "98.00 – 98.20", "99.01"],
         ["`Nano`", "1,234", "2", "**99.10** ± 0.14", "99.00 – 99.20", "99.05"],
         ["wide", "2,000", "2", "**99.30** ± 0.14", "99.20 – 99.40", "99.05"],
     ]
@@ -378,7 +380,7 @@ def test_a_peer_trains_the_same_network(monkeypatch):
         assert peers.time_step("Net", framework)["step_s"] > 0
     other = (["torch"], lambda network, outcome: peers.run_pytorch("Nano", outcome))
     monkeypatch.setitem(peers.FRAMEWORKS, "another network", other)
-    with pytest.raises(ValueError, match=r"2,312 parameters; Net has"):
+    with pytest.raises(ValueError, match=r"1,972 parameters; Net has"):
         peers.time_step("Net", "another network")
 
 
