@@ -316,7 +316,7 @@ def attempts_table() -> str:
             "`Nano`",
             "99.4 % with the fewest parameters",
             outcome(nano),
-            f"The same blocks, narrower: {share:.0%} of `Net`'s parameters for {points:.2f} points.",
+            f"Narrower blocks behind a stem at full side: {share:.0%} of `Net`'s parameters for {points:.2f} points.",
         ],
     ]
     return table(["attempt", "target", "result", "analysis"], rows)
