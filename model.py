@@ -122,7 +122,7 @@ class Net(_Stack):
             raise ValueError(f"stem_stride is {stem_stride!r}; expected 1 or 2")
         widths = (stem, *early, *late)
         blocks = [separable_block(*pair) for pair in pairwise(widths)]
-        if stem_stride == 2:
+        if stem_stride == 2:  # built behind the blocks: the order decides which weights a seed draws
             halving = conv_block(in_channels, stem, 5, stride=2)  # 28 -> 14, RF 5
         else:
             halving = [*conv_block(in_channels, stem, 3), *blur_pool()]  # 28 -> 27 -> 14, RF 6; from here on one more
