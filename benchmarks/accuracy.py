@@ -26,9 +26,9 @@ from torch import nn
 
 import model
 import utils
-from benchmarks.records import RESULTS, ROOT, write
+from benchmarks.records import RESULTS, ROOT, layers, write
 from compare import Comparison, compare
-from kit.settings import as_plain, checksum, differences
+from kit.settings import as_plain, differences
 
 RUNS = ROOT / "runs" / "benchmarks"  # every finished run at once, so that nothing is lost; git ignores it
 Variant = tuple[Callable[[], nn.Module], utils.Recipe]
@@ -56,7 +56,7 @@ def new_head(variants: dict[str, Variant], train: utils.ImageData, test: utils.I
     (make_network, recipe), *_ = variants.values()
     network = make_network()
     settings = {
-        name: {"network": as_plain(make), "layers": checksum(repr(make()).encode())} | as_plain(own)
+        name: {"network": as_plain(make), "layers": layers(make())} | as_plain(own)
         for name, (make, own) in variants.items()
     }
     config = settings[next(iter(variants))]

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from kit.runtime import commit_of_kit, write_atomically
+from kit.settings import checksum
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,6 +36,11 @@ def commit() -> str | None:
 def versions() -> dict[str, str]:
     """Return the versions of Python and torch."""
     return {"python": platform.python_version(), "torch": torch.__version__}
+
+
+def layers(network: nn.Module) -> str:
+    """Return a checksum of the layers of `network` and their sizes, which changes when one of them does."""
+    return checksum(repr(network).encode())
 
 
 def machine() -> dict[str, Any]:

@@ -100,7 +100,7 @@ def measure_loop(
     imports = peak_megabytes()
     torch.set_num_threads(threads)
     utils.seed_everything(seed)
-    recipe, net = RECIPES[part], Sprinter() if network == "Sprinter" else getattr(model, network)()
+    recipe, net = RECIPES[part], new_network(network)
     if loop == "kit":
         train, test = (data[torch.arange(min(images, len(data)))] for data in utils.load_mnist())
         clock = [time.monotonic()]
@@ -365,9 +365,25 @@ def measure_apart(part: str, settings: Run, folder: str) -> Run:
     return {"part": part, **settings, **figures, "commit": records.commit()}
 
 
+def new_network(name: str) -> nn.Module:
+    """Return a new network of model.py, or the job's."""
+    return Sprinter() if name == "Sprinter" else getattr(model, name)()
+
+
+def new_head() -> dict[str, Any]:
+    """Return what must be equal for all measurements of a file."""
+    networks = {name: new_network(name) for name in (*NETWORKS, "Sprinter")}
+    config = {
+        "job": as_plain(JOB),
+        "parameters": {name: model.count_parameters(network) for name, network in networks.items()},
+        "layers": {name: records.layers(network) for name, network in networks.items()},
+    }
+    return {"machine": records.machine(), "versions": records.versions(), "config": config}
+
+
 def open_report(path: Path, anew: bool) -> dict[str, Any]:
     """Return the report to continue: the file at `path` if it was made on this machine with the same settings."""
-    head = {"machine": records.machine(), "versions": records.versions(), "config": {"job": as_plain(JOB)}}
+    head = new_head()
     report = json.loads(path.read_text()) if path.exists() and not anew else {}
     if "runs" not in report:
         return head | {"runs": []}

@@ -13,6 +13,7 @@ from typing import Any
 
 import model
 import utils
+from benchmarks import records
 from kit.comparisons import summarize
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -57,12 +58,13 @@ def headline() -> str:
     times = [
         f"{net['epochs'] * median(speed['epoch']['Net']['kit_s']) / 60:.0f} minutes on {named(speed['machine'])}"
         for speed in (read("speed"), *other_speeds())
+        if not earlier_layers(speed, ["Net"])
     ]
+    duration = f" and takes about {' or '.join(times)}" if times else ""
     return (
         f"A convolutional network of {net['parameters']:,} parameters reads MNIST's handwritten digits with "
         f"**{spread(finals(net))} %** test accuracy after {net['epochs']} epochs: mean and standard deviation of the "
-        f"**final** epoch over {len(net['runs'])} seeds. Training uses MNIST's own images alone and takes about "
-        f"{' or '.join(times)}."
+        f"**final** epoch over {len(net['runs'])} seeds. Training uses MNIST's own images alone{duration}."
     )
 
 
@@ -339,8 +341,20 @@ def speed_text() -> str:
     versions = speed["versions"]
     where = f"{named(speed['machine'])}; Python {versions['python']}, torch {versions['torch']}."
     head = ["", "this kit", "the other side", "ratio"]
-    elsewhere = [other_machine(other) for other in other_speeds()]
-    return "\n\n".join([table(head, speed_rows(speed)), where, *elsewhere, *speed_remarks(speed)])
+    lines = [where, *earlier_layers(speed, ORDER)]
+    for other in other_speeds():
+        lines.append(" ".join([other_machine(other), *earlier_layers(other, ORDER)]))
+    return "\n\n".join([table(head, speed_rows(speed)), *lines, *speed_remarks(speed)])
+
+
+def earlier_layers(speed: dict[str, Any], networks: list[str]) -> list[str]:
+    """Return a sentence for each of `networks` that has had its layers changed since `speed` was measured."""
+    parameters, layers = speed["config"]["parameters"], speed["config"]["layers"]
+    return [
+        f"This was an earlier `{name}`, of {parameters[name]:,} parameters."
+        for name in networks
+        if name in layers and layers[name] != records.layers(getattr(model, name)())
+    ]
 
 
 def other_speeds() -> list[dict[str, Any]]:

@@ -97,14 +97,20 @@ def test_results_come_in_order_with_mean_deviation_and_seeds(results):
             *["7,758", "15", "99.45 ± 0.07, 2 seeds; published: 99.63, one run"],
         ],
     ]
-    machine = {"processor": "AMD EPYC", "instructions": "AVX512", "cores": 2}
-    records.write(results / "speed.json", {"machine": machine, "epoch": {"Net": {"kit_s": [9.0, 12.0, 16.0]}}})
-    slower = machine | {"instructions": "AVX2"}
-    records.write(results / "speed-avx2.json", {"machine": slower, "epoch": {"Net": {"kit_s": [24.0]}}})
+    head = speed.new_head() | {"machine": {"processor": "AMD EPYC", "instructions": "AVX512", "cores": 2}}
+    records.write(results / "speed.json", head | {"epoch": {"Net": {"kit_s": [9.0, 12.0, 16.0]}}})
+    slower = head | {"machine": head["machine"] | {"instructions": "AVX2"}}
+    records.write(results / "speed-avx2.json", slower | {"epoch": {"Net": {"kit_s": [24.0]}}})
     headline = tables.headline()
     assert "1,234 parameters" in headline and "**99.50 ± 0.10 %**" in headline
     cores = "minutes on 2 cores of an AMD EPYC"
     assert f"about 3 {cores} (AVX512) or 6 {cores} (AVX2)." in headline
+
+    slower["config"]["layers"]["Net"] = "others"
+    records.write(results / "speed-avx2.json", slower | {"epoch": {"Net": {"kit_s": [24.0]}}})
+    assert tables.headline().endswith(f"about 3 {cores} (AVX512).")
+    records.write(results / "speed.json", slower | {"epoch": {"Net": {"kit_s": [24.0]}}})
+    assert tables.headline().endswith("own images alone.")
 
 
 def test_accuracy_row_computes_the_statistics_it_names():
@@ -201,6 +207,7 @@ def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):
     report = {
         "machine": {"processor": "AMD EPYC", "instructions": "AVX512", "cores": 2},
         "versions": {"python": "3.12", "torch": "2.9"},
+        "config": speed.new_head()["config"],
         "epoch": {"Net": epoch, "Attempt2": epoch, "ratio": 4.0},
         "job": {
             "network": "Net",
@@ -233,12 +240,14 @@ def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):
     assert rows[5][1:3] == ["10 ms", "y 20 ms"]
     slower = {"Net": epoch | {"kit_s": [5.0], "ratio": 1.6}, "ratio": 1.6}
     machine = report["machine"] | {"instructions": "AVX2"}
-    records.write(results / "speed-avx2.json", {"machine": machine, "epoch": slower})
+    config = report["config"] | {"layers": {"Net": "others"}, "parameters": {"Net": 1234}}
+    records.write(results / "speed-avx2.json", {"machine": machine, "config": config, "epoch": slower})
     records.write(results / "speed-cut-short.json", {"machine": machine, "runs": []})
     text = tables.speed_text()
     assert text.count("On another machine") == 1
     assert "321 MB" in text and "2 cores of an AMD EPYC (AVX512); Python 3.12" in text
     assert "EPYC (AVX2): an epoch of `Net`, median of 1, takes this kit 5.0 s, the usual loop 8.0 s (1.6 ×)" in text
+    assert text.count("This was an earlier `Net`, of 1,234 parameters.") == text.count("an earlier") == 1
 
 
 @pytest.mark.parametrize("path", sorted(records.RESULTS.glob("accuracy-*.json")), ids=lambda path: path.stem)
@@ -370,6 +379,11 @@ def test_a_run_continues_where_it_was_stopped_and_refuses_another_machine(tmp_pa
 
     records.write(path, report | {"machine": report["machine"] | {"cores": 999}})
     with pytest.raises(SystemExit, match=r"--anew(?s:.)*machine.cores: saved 999"):
+        speed.main(command)
+
+    report["config"]["layers"]["Net"] = "others"
+    records.write(path, report)
+    with pytest.raises(SystemExit, match=r"--anew(?s:.)*config.layers.Net: saved 'others'"):
         speed.main(command)
 
 
