@@ -101,8 +101,9 @@ class Net(_Stack):
 
     stem: channels of the first convolution.
     early: channels of each separable block at half the side of the images; late: of each at a quarter of the side.
-    stem_stride: 2 for a 5x5 stem that halves the side itself; 1 for a 3x3 stem at full side with a pooling behind it,
-        which is slower, has fewer weights and is the better choice for the smallest networks.
+    stem_stride: 2 for a 5x5 stem that halves the side itself; 1 for a 3x3 stem at full side and a mean of 3 x 3 that
+        halves it. The latter has fewer weights and the same receptive field, and is the better choice for the
+        smallest networks.
 
     Raises ValueError for another stem_stride.
     """
@@ -125,7 +126,7 @@ class Net(_Stack):
         if stem_stride == 2:  # built behind the blocks: the order decides which weights a seed draws
             halving = conv_block(in_channels, stem, 5, stride=2)  # 28 -> 14, RF 5
         else:
-            halving = [*conv_block(in_channels, stem, 3), *blur_pool()]  # 28 -> 27 -> 14, RF 6; from here on one more
+            halving = [*conv_block(in_channels, stem, 3), nn.AvgPool2d(3, stride=2, padding=1)]  # 28 -> 14, RF 5
         super().__init__(
             *halving,
             *chain(*blocks[: len(early)]),  # 14, RF 9, 13
