@@ -80,6 +80,11 @@ class Sprinter(nn.Sequential):
         self.to(memory_format=torch.channels_last)
 
 
+def new_network(name: str) -> nn.Module:
+    """Return a new network of model.py, or the job's."""
+    return Sprinter() if name == "Sprinter" else getattr(model, name)()
+
+
 # ------------------------------------------------------------- What is measured, each in a process of its own
 # "clock" holds readings of time.monotonic(), which all processes share: the parent makes seconds since it started the
 # process out of them.
@@ -363,11 +368,6 @@ def measure_apart(part: str, settings: Run, folder: str) -> Run:
     if clock := figures.pop("clock", None):
         figures["seconds"] = [reading - start for reading in clock]
     return {"part": part, **settings, **figures, "commit": records.commit()}
-
-
-def new_network(name: str) -> nn.Module:
-    """Return a new network of model.py, or the job's."""
-    return Sprinter() if name == "Sprinter" else getattr(model, name)()
 
 
 def new_head() -> dict[str, Any]:
