@@ -99,12 +99,10 @@ class _Stack(nn.Module):
 class Net(_Stack):
     """The kit's network: images (N, in_channels, H, W) of 20 to 64 pixels a side -> logits (N, num_classes).
 
-    stem: channels of the first convolution.
-    early: channels of each separable block at half the side of the images; late: of each at a quarter of the side.
-    stem_stride: 2 for a 5x5 stem that halves the side itself; 1 for a 3x3 stem at full side with a pooling behind it,
-        which is slower, has fewer weights and is the better choice for the smallest networks.
-
-    Raises ValueError for another stem_stride.
+    stem: channels of the first convolution, whose pooling halves the side of the images.
+    early: channels of each separable block at half the side; late: of each at a quarter.
+    pool_first: True pools before the stem's BatchNorm and SiLU, which is faster; False pools behind them, which suits
+        the smallest networks better.
     """
 
     def __init__(
@@ -113,24 +111,20 @@ class Net(_Stack):
         num_classes: int = 10,
         *,
         dropout: float = 0.0,
-        stem: int = 24,
+        stem: int = 16,
         early: tuple[int, ...] = (32, 32),
-        late: tuple[int, ...] = (32, 32, 32),
-        stem_stride: int = 2,
+        late: tuple[int, ...] = (32, 32, 48),
+        pool_first: bool = True,
     ) -> None:
-        if stem_stride not in (1, 2):
-            raise ValueError(f"stem_stride is {stem_stride!r}; expected 1 or 2")
         widths = (stem, *early, *late)
         blocks = [separable_block(*pair) for pair in pairwise(widths)]
-        if stem_stride == 2:  # built behind the blocks: the order decides which weights a seed draws
-            halving = conv_block(in_channels, stem, 5, stride=2)  # 28 -> 14, RF 5
-        else:
-            halving = [*conv_block(in_channels, stem, 3), *blur_pool()]  # 28 -> 27 -> 14, RF 6; from here on one more
+        convolution, *activation = conv_block(in_channels, stem, 3)  # behind the blocks: the order decides the draws
         super().__init__(
-            *halving,
-            *chain(*blocks[: len(early)]),  # 14, RF 9, 13
-            *blur_pool(),  # 14 -> 13 -> 7, RF 15, 19
-            *chain(*([*block, ChannelAttention()] for block in blocks[len(early) :])),  # 7, RF 27, 35, 43
+            convolution,  # 28, RF 3
+            *(chain(blur_pool(), activation) if pool_first else chain(activation, blur_pool())),  # 27 -> 14, RF 4, 6
+            *chain(*blocks[: len(early)]),  # 14, RF 10, 14
+            *blur_pool(),  # 14 -> 13 -> 7, RF 16, 20
+            *chain(*([*block, ChannelAttention()] for block in blocks[len(early) :])),  # 7, RF 28, 36, 44
             GlobalAvgPool(),  # 7 -> 1: the whole image
             nn.Dropout(dropout),
             nn.Conv2d(widths[-1], num_classes, 1),  # 1
@@ -143,7 +137,7 @@ class Nano(Net):
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10, *, dropout: float = 0.0) -> None:
         super().__init__(
-            in_channels, num_classes, dropout=dropout, stem=12, early=(16, 16), late=(16, 16), stem_stride=1
+            in_channels, num_classes, dropout=dropout, stem=12, early=(16, 16), late=(16, 16), pool_first=False
         )
 
 
