@@ -1,4 +1,4 @@
-"""Train `Net` at other sizes, from about 600 to 5,000 parameters: benchmarks/results/frontier.json.
+"""Train `Net` at other sizes, from about 550 to 5,000 parameters: benchmarks/results/frontier.json.
 
 One family of networks and one recipe, on all training images; the test accuracy of the FINAL epoch counts. `Net`
 itself and `Nano`, of the same family, are trained by accuracy.py. Runs that the file holds are not trained again.
@@ -18,30 +18,26 @@ import utils
 from benchmarks.accuracy import Variant, load, measure, new_parser
 
 
-class Widths(NamedTuple):
-    """The arguments of `Net` that set its size."""
+class Size(NamedTuple):
+    """The arguments of `Net` that set its size, and the order in its stem."""
 
     stem: int
     early: tuple[int, ...]
     late: tuple[int, ...]
+    pool_first: bool
 
     def __str__(self) -> str:
-        return " / ".join(" ".join(map(str, stage)) for stage in ((self.stem,), self.early, self.late))
+        widths = " / ".join(" ".join(map(str, stage)) for stage in ((self.stem,), self.early, self.late))
+        return widths + (", pool first" if self.pool_first else "")
 
 
 SIZES = [
-    Widths(4, (6,), (8, 8)),
-    Widths(4, (8,), (8, 10)),
-    Widths(6, (10,), (10, 12)),
-    Widths(3, (10,), (10, 10, 10)),
-    Widths(8, (12,), (16, 16)),
-    Widths(10, (14, 14), (16, 16)),
-    Widths(16, (20, 20), (20, 24)),
-    Widths(16, (24, 24), (24, 28, 28)),
-]
-FULL_SIDE = [  # their stem reads the image at full side, `stem_stride=1`
-    Widths(7, (8,), (8, 10)),
-    Widths(6, (10,), (10, 10, 10)),
+    Size(6, (6,), (8, 8), pool_first=False),
+    Size(7, (8,), (8, 10), pool_first=False),
+    Size(6, (10,), (10, 10, 10), pool_first=False),
+    Size(8, (12,), (16, 16), pool_first=False),
+    Size(16, (20, 20), (20, 28), pool_first=True),
+    Size(16, (24, 24), (24, 28, 32), pool_first=True),
 ]
 
 
@@ -50,10 +46,6 @@ def main() -> None:
     options = parser.parse_args()
     recipe = replace(utils.Recipe(), epochs=options.epochs)
     variants: dict[str, Variant] = {str(size): (partial(model.Net, **size._asdict()), recipe) for size in SIZES}
-    variants |= {
-        f"{size}, stem at full side": (partial(model.Net, **size._asdict(), stem_stride=1), recipe)
-        for size in FULL_SIDE
-    }
     measure(options.results / "frontier.json", variants, load("mnist"), options)
 
 
