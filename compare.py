@@ -4,20 +4,21 @@
 
     from compare import compare
     from model import Net
-    from utils import Augment, Recipe, load_mnist, split
+    from utils import Augment, Recipe, load_mnist
 
-    train, validation = split(load_mnist()[0], 10_000)
+    train, _ = load_mnist()
     variants = {
         "Net": Net,
         "dropout": lambda: Net(dropout=0.05),
         "no rotation": replace(Recipe(), augment=Augment(rotation=0)),
     }
-    result = compare(variants, train, validation, seeds=5, folder="runs")
+    result = compare(variants, train, 10_000, seeds=5, folder="runs")
     print(result)  # in a notebook: `result` as the last line of a cell
     result.plot()
 
-Choose on validation images, as here. The test set is for one last measurement of what you chose: if it chooses, the
-luck of the winner on just these images becomes part of its figure, and new images will show a lower one.
+Choose on validation images: here each seed sets 10,000 of the training images aside, other ones each time. The test
+set is for one last measurement of what you chose: if it chooses, the luck of the winner on just these images becomes
+part of its figure, and new images will show a lower one.
 
 The runs are spread over processes by joblib. For a cluster, put one line around the call (see docs/compare.md):
 `with joblib.parallel_config(backend="dask"):`, or "ray".
@@ -37,6 +38,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,7 +67,7 @@ from kit.runtime import (
 from kit.settings import as_plain, checksum
 from kit.stored_runs import load_run, run_file, save_run
 from model import Net, count_parameters
-from utils import ImageData, Recipe, as_tensors, train_network
+from utils import ImageData, Recipe, as_tensors, split, train_network
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +84,7 @@ class Comparison:
 
     variants: name -> {"network", "recipe"}, as plain data; the first is the baseline.
     seeds: the seeds that were asked for.
-    data: number and checksums of the images.
+    data: number and checksums of the images, and their "split" if each seed had its own.
     runs: one dictionary for each run: "variant", "seed", "parameters", "train_loss", "train_accuracy", "test_loss",
         "test_accuracy", "learning_rate" and "seconds" (lists, one entry per epoch; accuracy in percent), "torch",
         "commit", "threads" and "device"; or, for a run that failed, "variant", "seed", "error" and "traceback".
@@ -100,7 +102,7 @@ class Comparison:
     def table(self) -> str:
         """Return the tables of accuracy and loss as text, then what they show in words."""
         summary = self.summary()
-        return "\n\n".join([*tables(summary), *verdicts(summary, self._missing())])
+        return "\n\n".join([*tables(summary), *self._verdicts(summary)])
 
     def plot(self) -> Figure:
         """Plot the final accuracy and loss: one dot per seed, their mean and its 95 % interval."""
@@ -122,12 +124,12 @@ class Comparison:
 
     def _repr_markdown_(self) -> str:
         summary = self.summary()
-        words = map(escape_markdown, verdicts(summary, self._missing()))
+        words = map(escape_markdown, self._verdicts(summary))
         return "\n\n".join([*tables(summary, markdown=True), *words])
 
-    def _missing(self) -> int:
-        """Return how many runs were not done because of Ctrl-C."""
-        return len(self.variants) * len(self.seeds) - len(self.runs)
+    def _verdicts(self, summary: list[dict[str, Any]]) -> list[str]:
+        missing = len(self.variants) * len(self.seeds) - len(self.runs)  # not done because of Ctrl-C
+        return verdicts(summary, missing, self.data["test_images"] if "split" in self.data else None)
 
 
 def compare(
@@ -145,7 +147,9 @@ def compare(
     variants: name -> what makes a network (a class, function or lambda, also one defined in a notebook cell), a
         Recipe, or a pair (maker, Recipe). The first is the baseline. A Recipe alone trains the baseline's network,
         or model.Net if the baseline is a Recipe as well; a maker alone is trained by `recipe`.
-    train, test: ImageData, or any data set that as_tensors takes. Choose on a validation split, not on the test set.
+    train, test: ImageData, or any data set that as_tensors takes. Choose on validation images, not on the test set:
+        with a number n as `test`, each seed draws n images of `train` to judge on, by split(train, n, seed=seed), and
+        trains on the others. All variants share them, and the differences do not hang on one choice of images.
     seeds: a number n, for seeds 0 to n - 1, or the seeds themselves. They are paired: one seed gives every variant
         the same order of images and the same draws, so far as its settings allow.
     folder: where each finished run is stored at once. The same call trains only what is missing there, such as more
@@ -161,10 +165,11 @@ def compare(
     """
     end_cell_after_interrupt()
     train = as_tensors(train)
-    test = test if isinstance(test, ImageData) else as_tensors(test, statistics_of=train)
+    if not isinstance(test, (ImageData, Real)):
+        test = as_tensors(test, statistics_of=train)
     chosen = _check_variants(variants, recipe, functools.partial(Net, train.images.shape[1], len(train.classes)))
     numbers = _check_seeds(seeds)
-    data = {f"{name}_{key}": value for name, part in (("train", train), ("test", test)) for key, value in _facts(part)}
+    data = _facts(train, test)
     absolute = None if folder is None else Path(folder).expanduser().absolute()  # a worker may be in another folder
     if absolute is not None:
         absolute.mkdir(parents=True, exist_ok=True)
@@ -245,9 +250,22 @@ class Task(NamedTuple):
         return self.variant, self.seed
 
 
-def _facts(data: ImageData) -> Iterator[tuple[str, Any]]:
-    yield "images", len(data)
-    yield "checksum", checksum(json.dumps(as_plain([data.images, data.labels, data.mean, data.std])).encode())
+def _facts(train: ImageData, test: ImageData | int) -> dict[str, Any]:
+    """Return number and checksums of the images, as plain data; ValueError for a wrong number of test images."""
+
+    def sum_of(data: ImageData) -> str:
+        return checksum(json.dumps(as_plain([data.images, data.labels, data.mean, data.std])).encode())
+
+    if isinstance(test, ImageData):
+        facts = {"train_images": len(train), "train_checksum": sum_of(train)}
+        return facts | {"test_images": len(test), "test_checksum": sum_of(test)}
+    if isinstance(test, bool) or not isinstance(test, Integral) or not 0 < test < len(train):
+        raise ValueError(
+            f"test is {test!r}; expected images, or how many of the {len(train)} in train each seed sets aside, "
+            f"1 to {len(train) - 1}"
+        )
+    facts = {"images": len(train), "checksum": sum_of(train), "split": f"by seed, {fingerprint(split)}"}
+    return facts | {"train_images": len(train) - int(test), "test_images": int(test)}
 
 
 def _tasks(
@@ -276,7 +294,9 @@ def _tasks(
     return [tasks[seed, name] for seed in seeds for name in chosen]
 
 
-def _train_all(tasks: list[Task], train: ImageData, test: ImageData, jobs: int | None) -> Iterator[tuple[Task, Run]]:
+def _train_all(
+    tasks: list[Task], train: ImageData, test: ImageData | int, jobs: int | None
+) -> Iterator[tuple[Task, Run]]:
     """Train `tasks` in parallel; yield (task, run) as they finish. On any exception, end all workers."""
     if not tasks:
         return
@@ -292,8 +312,9 @@ def _train_all(tasks: list[Task], train: ImageData, test: ImageData, jobs: int |
         **options,
     )
     # NumPy arrays, and at the top level: joblib maps them into all processes of a machine, and Dask sends them once.
-    arrays = [part.cpu().numpy() for data in (train, test) for part in (data.images, data.labels)]
-    about = [(data.classes, data.source, data.mean, data.std) for data in (train, test)]
+    sets = [train, test] if isinstance(test, ImageData) else [train]
+    arrays = [part.cpu().numpy() for data in sets for part in (data.images, data.labels)]
+    about = [(data.classes, data.source, data.mean, data.std) for data in sets]
     calls = (joblib.delayed(_train_one)(number, task, about, *arrays) for number, task in enumerate(tasks))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tasks", module="joblib")  # that Ctrl-C leaves runs undone
@@ -308,7 +329,8 @@ def _train_one(number: int, task: Task, about: list[Any], *arrays: numpy.ndarray
     start: Run = {"variant": task.variant, "seed": task.seed}
     with _one_at_a_time, _one_thread():
         try:
-            train, test = _as_data(arrays[:2], about[0]), _as_data(arrays[2:], about[1])
+            sets = [_as_data(arrays[2 * at : 2 * at + 2], facts) for at, facts in enumerate(about)]
+            train, test = sets if len(sets) == 2 else split(sets[0], task.settings["test_images"], seed=task.seed)
             make, recipe = cloudpickle.loads(task.payload)
             seed_everything(task.seed)
             model = make()

@@ -153,8 +153,11 @@ def escape_markdown(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------ In words
 
 
-def verdicts(summary: Sequence[Row], missing: int = 0) -> list[str]:
-    """Return paragraphs: what differs clearly from the baseline, what does not, what failed, how to read the tables."""
+def verdicts(summary: Sequence[Row], missing: int = 0, drawn: int | None = None) -> list[str]:
+    """Return paragraphs: what differs clearly from the baseline, what does not, what failed, how to read the tables.
+
+    missing: runs that were not done. drawn: images that each seed drew to judge on; None if all had the same.
+    """
     lines = [f"- {line}" for row in summary for line in _verdict(row)]
     baseline, differences = summary[0]["variant"], [row[name]["difference"] for row in summary for name in MEASURES]
     tested = [difference for difference in differences if difference and difference["p"] is not None]
@@ -162,6 +165,8 @@ def verdicts(summary: Sequence[Row], missing: int = 0) -> list[str]:
     notes = ["The last epoch of each run" + (": mean ± standard deviation over the seeds." if spread else ".")]
     if missing:
         notes.insert(0, f"{missing} of the runs are missing; the same call trains them.")
+    if drawn is not None:
+        notes.append(f"Each seed drew {drawn:,} images of its own to judge on.")
     if any(difference and difference["pairs"] == 1 for difference in differences):
         notes.append(
             "One seed gives no intervals: a single run does not show how much results vary from seed to seed, so its "

@@ -29,7 +29,7 @@ from compare import Comparison, compare
 from kit import statistics
 from kit.fingerprint import fingerprint
 from model import Net
-from utils import Augment, ImageData, Recipe
+from utils import Augment, ImageData, Recipe, split
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_EPOCH = Recipe(epochs=1, batch_size=50, augment=None)
@@ -201,6 +201,21 @@ def test_seeds_are_paired_and_every_run_records_its_circumstances(data):
     assert "b: accuracy is equal for every seed; loss is equal for every seed." in result.table()
 
 
+def test_with_a_number_as_test_each_seed_draws_its_own_validation_images(data, tmp_path, trained):
+    call = partial(compare, {"a": Small, "b": Augmented}, data, recipe=ONE_EPOCH, folder=tmp_path, jobs=1)
+    result = call(20, seeds=[3, 1])
+    for seed in (3, 1):
+        alone = compare({"a": Small}, *split(data, 20, seed=seed), seeds=[seed], recipe=ONE_EPOCH, jobs=1)
+        (run,) = (run for run in result.runs if (run["variant"], run["seed"]) == ("a", seed))
+        assert (run["test_loss"], run["train_loss"]) == (alone.runs[0]["test_loss"], alone.runs[0]["train_loss"])
+    assert (result.data["images"], result.data["train_images"], result.data["test_images"]) == (100, 80, 20)
+    assert "Each seed drew 20 images of its own to judge on." in result.table()
+    trained.clear()
+    assert call(20, seeds=[3, 1]).runs == result.runs and not trained
+    call(30, seeds=[3])
+    assert sorted(trained) == [("a", 3), ("b", 3)]
+
+
 def test_the_same_call_trains_only_what_is_missing(data, tmp_path, trained):
     call = partial(compare, train=data, test=data, recipe=ONE_EPOCH, folder=tmp_path, jobs=1)
     first = call({"a": Small, "b": Augmented}, seeds=[3, 1])
@@ -320,6 +335,9 @@ def test_to_json_holds_everything_as_plain_data(data, tmp_path):
         ({"seeds": [1, 1]}, "different whole numbers"),
         ({"seeds": 2.5}, "seeds is 2.5"),
         ({"seeds": True}, "seeds is True"),
+        ({"test": 100}, "test is 100; expected images, or how many of the 100 in train .* 1 to 99"),
+        ({"test": 0.2}, "test is 0.2; expected images"),
+        ({"test": True}, "test is True; expected images"),
         ({"variants": {"a": partial(Small, threading.Lock())}}, "'a' cannot be sent"),
     ],
 )
@@ -502,7 +520,7 @@ def darker(images, generator):
     return images * torch.rand(len(images), 1, 1, 1, generator=generator)
 
 variants = {"Mine": Mine, "darker": replace(Recipe(epochs=1), augment=darker)}
-compare(variants, train, validation, seeds=2, recipe=Recipe(epochs=1), jobs=2)
+compare(variants, train, VALIDATION, seeds=2, recipe=Recipe(epochs=1), jobs=2)
 """
 
 
