@@ -16,7 +16,7 @@
     print(result)  # in a notebook: `result` as the last line of a cell
     result.plot()
 
-Choose on validation images: here each seed sets 10,000 of the training images aside, other ones each time. The test
+Choose on validation images: here each seed sets a different 10,000 of the training images aside to judge on. The test
 set is for one last measurement of what you chose: if it chooses, the luck of the winner on just these images becomes
 part of its figure, and new images will show a lower one.
 
