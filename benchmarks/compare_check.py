@@ -2,8 +2,8 @@
 
 First two variants that are equally good, `Net` and `Net` from other first weights, are compared again and again, each
 time over seeds of their own: at most 1 of 10 repetitions should call them different, in accuracy or in loss. These
-runs are short and see few images, since chance does not depend on that. Then the whole recipe is compared with itself
-without augmentation, over the epochs and the seeds of ablation.py, whose runs it shares: it should find a difference.
+runs are short and see few images, since chance does not depend on that. Then the recipe is compared with itself without
+augmentation: it should find a difference. Each seed judges on validation images of its own.
 
     python -m benchmarks.compare_check
 """
@@ -20,7 +20,7 @@ import torch
 
 import model
 import utils
-from benchmarks.accuracy import RUNS, Data
+from benchmarks.accuracy import RUNS
 from benchmarks.records import RESULTS, machine, versions, write
 from compare import compare
 from kit.comparisons import MEASURES
@@ -32,10 +32,12 @@ def net_from_other_weights() -> torch.nn.Module:
     return model.Net()
 
 
-def find_difference(other: Any, data: Data, seeds: Sequence[int], epochs: int, jobs: int | None) -> dict[str, Any]:
-    """Compare `Net` with the variant `other`; return its differences, by accuracy and by loss."""
-    recipe = replace(utils.Recipe(), epochs=epochs)
-    result = compare({"Net": model.Net, "other": other}, *data, seeds=seeds, recipe=recipe, folder=RUNS, jobs=jobs)
+def find_difference(
+    other: Any, images: utils.ImageData, seeds: Sequence[int], epochs: int, jobs: int | None
+) -> dict[str, Any]:
+    """Compare `Net` with the variant `other`, a sixth of `images` for validation; return the differences."""
+    variants, recipe = {"Net": model.Net, "other": other}, replace(utils.Recipe(), epochs=epochs)
+    result = compare(variants, images, len(images) // 6, seeds=seeds, recipe=recipe, folder=RUNS, jobs=jobs)
     if len(result.runs) < 2 * len(seeds):
         raise SystemExit("Interrupted: the same command goes on from here.")
     print(result, flush=True)
@@ -44,8 +46,8 @@ def find_difference(other: Any, data: Data, seeds: Sequence[int], epochs: int, j
     return {
         "seeds": list(seeds),
         "epochs": epochs,
-        "train_images": len(data[0]),
-        "test_images": len(data[1]),
+        "train_images": result.data["train_images"],
+        "test_images": result.data["test_images"],
         "clear": any(difference["clear"] for difference in differences.values()),
         **differences,
     }
@@ -62,15 +64,14 @@ def main() -> None:
     options = parser.parse_args()
 
     images = utils.load_mnist()[0]
-    some = utils.split(images[: options.images], options.images // 6)
+    some = images[: options.images]
     first = [200 + number * options.seeds for number in range(options.repetitions)]
     equal = [
         find_difference(net_from_other_weights, some, range(seed, seed + options.seeds), options.epochs, options.jobs)
         for seed in first
     ]
     unaugmented = utils.Recipe(augment=None)
-    judged = utils.split(images, len(images) // 6)
-    worse = find_difference(unaugmented, judged, range(100, 106), unaugmented.epochs, options.jobs)
+    worse = find_difference(unaugmented, images, range(100, 106), unaugmented.epochs, options.jobs)
     result = {"machine": machine(), "versions": versions(), "equal": equal, "no augmentation": worse}
     write(options.results / "compare.json", result)
     called = sum(comparison["clear"] for comparison in equal)
