@@ -472,8 +472,8 @@ def compare_text() -> str:
         f"Two equal variants were called different in {called} of {len(equal)} repetitions ({len(equal[0]['seeds'])} "
         f"seeds, {equal[0]['epochs']} epochs, {equal[0]['train_images']:,} training and "
         f"{equal[0]['test_images']:,} validation images each); over all repetitions the second differed by "
-        f"{mean(changes):+.2f} ± {error:.2f} points (standard error). Between the recipe and the same without augmentation it "
-        f"found {found} difference: {loss['mean']:+.4f} in loss, 95 % interval {loss['low']:+.4f} to "
+        f"{mean(changes):+.2f} ± {error:.2f} points (standard error). Between the recipe and the same without "
+        f"augmentation it found {found} difference: {loss['mean']:+.4f} in loss, 95 % interval {loss['low']:+.4f} to "
         f"{loss['high']:+.4f} ({len(worse['seeds'])} seeds, {worse['epochs']} epochs, {worse['train_images']:,} "
         f"training and {worse['test_images']:,} validation images)."
     )
