@@ -160,6 +160,18 @@ def test_the_frontier_is_sorted_by_size_and_takes_net_and_nano_from_their_own_fi
     ]
 
 
+def test_the_text_on_compare_counts_false_alarms_and_averages_the_changes(results):
+    loss = {"mean": 0.017, "low": 0.013, "high": 0.021}
+    common = {"seeds": [1, 2], "epochs": 5, "train_images": 5000, "test_images": 1000, "loss": loss}
+    equal = [common | {"clear": change > 0.3, "accuracy": {"mean": change}} for change in (0.1, 0.2, 0.4, 0.1)]
+    report = {"equal": equal, "no augmentation": common | {"clear": True, "accuracy": {"mean": -0.2}}}
+    records.write(results / "compare.json", report)
+    text = tables.compare_text()
+    assert "called different in 1 of 4 repetitions (2 seeds" in text
+    assert "the second differed by +0.20 ± 0.07 points (standard error)" in text  # 0.1414 / sqrt(4)
+    assert "found a clear difference: +0.0170 in loss, 95 % interval +0.0130 to +0.0210" in text
+
+
 def test_the_repeated_training_stands_beside_net(results):
     put_variants(results, "repeated", **{"its own recipe": (7758, [99.4, 99.5]), "this kit's": (7758, [99.5, 99.6])})
     put(results, "accuracy-net", "Net", [99.5, 99.7])
