@@ -10,9 +10,9 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import ablation, accuracy, compare_check, records
+from benchmarks import ablation, accuracy, compare_check, records, views
 from model import ChannelAttention, Nano, Net, count_parameters
-from utils import ImageData, Recipe
+from utils import ImageData, Recipe, ShiftedViews
 
 RECIPE = Recipe(epochs=2, plain_epochs=1, batch_size=20)
 
@@ -171,6 +171,15 @@ def test_the_check_of_compare_tells_equal_variants_from_a_worse_one(tmp_path, da
     worse = result["no augmentation"]
     assert (worse["seeds"], worse["epochs"], worse["loss"]["pairs"]) == ([*range(100, 106)], 15, 6)
     assert worse["loss"]["mean"] != 0
+
+
+def test_net_by_views_trains_as_net_does_and_is_tested_by_five_views(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(views.model, "Net", Nano)
+    variants = {"one view": (Nano, RECIPE), "five shifted views": (views.NetByViews, RECIPE)}
+    one, five = measure(tmp_path / "views.json", data, [3], variants)["runs"]
+    assert (one["parameters"], one["train_loss"]) == (five["parameters"], five["train_loss"])
+    net, images = views.NetByViews().eval(), torch.rand(2, 1, 20, 20)
+    assert torch.equal(net(images), ShiftedViews(net.net)(images))
 
 
 def test_parse_seeds():
