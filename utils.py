@@ -315,6 +315,7 @@ def train_epoch(
     Raises ValueError for an empty batch or wrong shapes, NonFiniteLoss if the loss is NaN or infinite: before the
     step is taken on the CPU, within 50 batches on other devices or with several processes.
     """
+    _refuse_images(batches)
     train_mode(model)
     device, tally, several = device_of(model), Tally(), rank_and_world()[1] > 1
     # Reading a number makes a GPU, or the other processes, wait, so there it is done now and then only.
@@ -348,6 +349,11 @@ def train_epoch(
     return metrics
 
 
+def _refuse_images(batches: Any) -> None:
+    if isinstance(batches, ImageData):
+        raise TypeError("batches is ImageData; expected batches, such as Batches(data), or call train_network instead")
+
+
 def _length(batches: Any) -> int | None:
     """How many batches there are, if they know: those of an IterableDataset do not."""
     try:
@@ -373,6 +379,7 @@ def evaluate(
     Shapes are those of `train_epoch`. Under `start_distributed` the metrics are those of all processes' batches
     together, of which some may be empty.
     """
+    _refuse_images(batches)
     device, tally = device_of(model), Tally()
     # Not inference_mode: what a model keeps from this pass, a table of positions for instance, must still be of use
     # in training.
@@ -427,6 +434,7 @@ def fit(
     """
     epochs = whole_number("epochs", epochs)
     step_after = what_steps(optimizer, scheduler, scheduler_step)
+    _check_parameters(model, optimizer)
     keep_freed_memory()
     verbose = verbose and rank_and_world()[0] == 0
     history = History()
@@ -467,6 +475,17 @@ def fit(
                     print(epoch_line(history, epochs), flush=True)
             raise_interrupt()
     return history
+
+
+def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raise ValueError if `optimizer` would train another network alone."""
+    device_of(model)  # raises TypeError for no network
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError(
+            "optimizer holds no parameter of model, which it would leave as it is; make it from the parameters of "
+            "this very network"
+        )
 
 
 def _set_epoch(batches: Any, epoch: int) -> None:
@@ -520,8 +539,11 @@ class Recipe:
             raise ValueError("lr is 0; expected a number above 0")
         for name in ("augment", "optimizer", "schedule", "criterion", "test_criterion"):
             value = getattr(self, name)
-            if not callable(value) and not (value is None and name in ("augment", "test_criterion")):
-                raise TypeError(f"{name} is {value!r}; expected a function or a class")
+            optional = name in ("augment", "test_criterion")
+            if not callable(value) and not (value is None and optional):
+                raise TypeError(f"{name} is {value!r}; expected something to call{', or None' if optional else ''}")
+            if isinstance(value, type) and name not in ("optimizer", "schedule"):
+                raise TypeError(f"{name} is the class {value.__name__}; expected an object of it: {value.__name__}()")
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -562,8 +584,10 @@ def train_network(
     than two images per process is left out, because BatchNorm cannot always train on one image. The other arguments
     and the errors are those of `fit`.
     """
-    seed_everything(seed)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe is {recipe!r}; expected a Recipe, such as Recipe(epochs=3)")
     device = device_of(model)
+    seed_everything(seed)
     rest = len(train) % recipe.batch_size
     train_batches = Batches(
         train,
@@ -594,8 +618,14 @@ def predict(model: nn.Module, images: Tensor, *, data: ImageData | None = None) 
 
     With `data`, any part of the data set that `model` was trained on, images are normalised with its mean and std,
     exactly as `Batches` does: uint8 from 0 to 255, or floats on the scale of `data` (0 to 1 where `data` is uint8).
-    Without `data`, images must be floats that are normalised already. Raises ValueError for other images.
+    Without `data`, images must be floats that are normalised already. Raises ValueError for other images, TypeError
+    if they are no tensor.
     """
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"images is {type(images).__name__}; expected a tensor, such as test.images, torch.from_numpy(array), or "
+            "prepare_digit(picture)"
+        )
     if images.ndim not in (3, 4) or (images.dtype != torch.uint8 and not images.is_floating_point()):
         found = f"images are {images.dtype} {tuple(images.shape)}"
         raise ValueError(f"{found}; expected uint8 or floats of shape (N, C, H, W) or (C, H, W)")

@@ -55,7 +55,7 @@ def find_difference(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=30, help="comparisons of equal variants (default 30)")
+    parser.add_argument("--repetitions", type=int, default=90, help="comparisons of equal variants (default 90)")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each of them (default 5)")
     parser.add_argument("--epochs", type=int, default=5, help="epochs of each of them (default 5)")
     parser.add_argument("--images", type=int, default=6_000, help="their training images, a sixth for validation")

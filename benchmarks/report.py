@@ -28,6 +28,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "frontier": tables.frontier_table,
     "repeated": tables.repeated_table,
     "fashion": tables.fashion_table,
+    "views": tables.views_table,
     "attempts": attempts_table,
     "recipe": tables.recipe_text,
     "ablation": tables.ablation_table,

@@ -15,6 +15,7 @@ import model
 import utils
 from benchmarks import records
 from kit.comparisons import summarize
+from kit.statistics import paired_difference
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TARGET = 99.40
@@ -178,6 +179,29 @@ def repeated_table() -> str:
             [name, f"{parameters:,}", str(len(values)), spread(values), f"{min(values):.2f} – {max(values):.2f}"]
             for name, parameters, values in rows
         ],
+    )
+
+
+def views_table() -> str:
+    """`Net` tested by one view of each image and by five, over the same seeds."""
+    one, five = (
+        {run["seed"]: run for run in report["runs"]}
+        for report in (next(report for report in read_results() if report["network"] == "Net"), read("views"))
+    )
+    seeds = sorted(one.keys() & five.keys())
+    values = [[runs[seed]["test_accuracy"][-1] for seed in seeds] for runs in (one, five)]
+    names = ["one view, as above", "five views, `ShiftedViews`"]
+    rows = [
+        [name, str(len(seeds)), spread(finals), f"{min(finals):.2f} – {max(finals):.2f}"]
+        for name, finals in zip(names, values, strict=True)
+    ]
+    change = paired_difference(*reversed(values))
+    same = sum(one[seed]["train_loss"] == five[seed]["train_loss"] for seed in seeds)
+    head = ["`Net`, tested by", "seeds", "final test accuracy, %: mean ± sd", "min – max"]
+    return (
+        f"{table(head, rows)}\n\nThe difference of the pairs: {change.mean:+.3f} points, 95 % interval "
+        f"{change.low:+.3f} to {change.high:+.3f}. In {same} of the {len(seeds)} pairs the losses of training are the "
+        "same in every epoch."
     )
 
 

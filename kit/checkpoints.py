@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import platform
 import random
 import types
 import warnings
@@ -25,6 +26,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from kit.data import ImageData
+from kit.fingerprint import code_fingerprint, is_own
 from kit.runtime import device_of, from_all, from_first, interrupt_later, rank_and_world, write_atomically
 from kit.settings import as_plain, differences, incomparable, name_of
 
@@ -120,7 +122,15 @@ def _load_for(settings: dict[str, Any], path: str | Path) -> dict[str, Any] | No
     if not Path(path).expanduser().exists():
         return None
     state = load_checkpoint(path)
-    if lines := differences(state.get("settings", {}), settings):
+    saved = state.get("settings", {})
+    if saved.get("code", {}).get("python") != settings["code"]["python"]:
+        saved, settings = ({key: part[key] for key in part if key != "code"} for part in (saved, settings))
+        warnings.warn(
+            f"{path} was saved by another version of Python, or of this kit: whether the code of the network, the "
+            "augmentation and so on is still the same cannot be checked",
+            stacklevel=3,
+        )
+    if lines := differences(saved, settings):
         raise ValueError(
             f"{path} belongs to another run; give checkpoint another name, or delete the file to start afresh. "
             "What differs:\n  " + "\n  ".join(lines)
@@ -271,6 +281,7 @@ def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
         "train_batches": _plain_batches(run.train_batches),
         "test_batches": _plain_batches(run.test_batches),
         "processes": rank_and_world()[1],
+        "code": _code(*run[:-1], settings.get("criterion"), settings.get("test_criterion")),
         **{name: as_plain(value, known) for name, value in settings.items()},
     }
     if (unknown := incomparable(described)) and rank_and_world()[0] == 0:
@@ -297,6 +308,42 @@ def _plain_model(model: nn.Module) -> dict[str, Any]:
             for name, tensor in model.named_parameters()
         },
     }
+
+
+def _code(*values: Any) -> dict[str, str]:
+    """A checksum of the code of each class and function of the project in `values` and their parts, by its name."""
+    found: dict[str, list[Any]] = {}
+    seen: dict[int, Any] = {}  # holds the parts as well, so that no id is given twice
+    waiting = [*values]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, Tensor | numpy.ndarray | ImageData | str | int | float | None):
+            continue
+        seen[id(value)] = value
+        thing = value if isinstance(value, type | types.FunctionType) else type(value)
+        if is_own(thing.__module__) and thing not in found.setdefault(name_of(thing), []):
+            found[name_of(thing)].append(thing)
+        if thing is not value:
+            waiting += _parts(value)
+    checksums = {name: code_fingerprint(*things) for name, things in sorted(found.items()) if things}
+    return {"python": ".".join(platform.python_version_tuple()[:2])} | checksums  # its bytecode is compared
+
+
+def _parts(value: Any) -> list[Any]:
+    """What an object holds, as far as it may be the user's code."""
+    if isinstance(value, Optimizer):  # its options are numbers, and torch hangs functions of its own on it
+        return []
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, dict):
+        return [*value.values()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [*value] if len(value) <= 1000 else []  # a longer one holds data
+    if isinstance(value, nn.Module):  # hooks are left out: they come and go
+        return [*value.children(), *(item for key, item in vars(value).items() if not key.startswith("_"))]
+    return [*getattr(value, "__dict__", {}).values()]
 
 
 def _plain_optimizer(run: Run) -> dict[str, Any]:

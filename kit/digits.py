@@ -285,7 +285,7 @@ def _to_grey(image: Any) -> np.ndarray:
 
     if isinstance(image, (str, Path)):
         try:
-            with Image.open(image) as opened:
+            with Image.open(Path(image).expanduser()) as opened:
                 return _to_grey(ImageOps.exif_transpose(opened))
         except UnidentifiedImageError:
             raise ValueError(f"image {str(image)!r} is no picture that Pillow reads; save it as PNG or JPEG") from None

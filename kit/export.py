@@ -13,16 +13,22 @@ from kit.runtime import device_of, eval_mode, write_atomically
 def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, int] = (1, 28, 28)) -> None:
     """Write `model` to `path` as ONNX, opset 18: "images" (N, *input_size), normalised, in; "logits" (N, K) out.
 
-    N is free. Needs the packages onnx and onnxscript (requirements-extra.txt); ImportError says so.
+    N is free. Needs the packages onnx and onnxscript (requirements-extra.txt); ImportError says so. Raises ValueError
+    for an `input_size` (C, H, W) that `model` does not read.
     """
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("export_onnx needs more packages: pip install -r requirements-extra.txt") from error
+    example = torch.zeros(2, *input_size, device=device_of(model))
     with eval_mode(model):
+        try:
+            model(example)
+        except RuntimeError as error:
+            raise ValueError(f"model does not read images of input_size {input_size}: {error}") from error
         program = torch.onnx.export(
             model,
-            (torch.zeros(2, *input_size, device=device_of(model)),),
+            (example,),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("count")},),
@@ -31,4 +37,4 @@ def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, 
             verbose=False,
         )
     assert program is not None  # it is None for the older exporter alone
-    write_atomically(path, program.model_proto.SerializeToString())
+    write_atomically(Path(path).expanduser(), program.model_proto.SerializeToString())

@@ -33,15 +33,30 @@ def fingerprint(*values: Any) -> str:
     Equal values give equal checksums in any process of one Python version (bytecode differs between versions).
     Values may be anything: networks, functions, lambdas, classes from a notebook cell, partials, containers.
     """
-    walk = _Walk()
+    return _checksum(_Walk(), values)
+
+
+def code_fingerprint(*things: Any) -> str:
+    """Return a checksum of the project's code behind functions and classes, as `fingerprint` does.
+
+    Of the objects that the code refers to, a network or a list say, only the class counts: their content may change.
+    """
+    return _checksum(_Walk(objects=False), things)
+
+
+def _checksum(walk: _Walk, values: tuple[Any, ...]) -> str:
     described = [walk.describe(value) for value in values]
     return checksum(json.dumps([described, walk.code]).encode())
 
 
 class _Walk:
-    """Describes values as plain data; each function and class of the project once, in the order of discovery."""
+    """Describes values as plain data; each function and class of the project once, in the order of discovery.
 
-    def __init__(self) -> None:
+    objects: describe what can change, such as tensors and lists, by its content; otherwise by its class.
+    """
+
+    def __init__(self, *, objects: bool = True) -> None:
+        self.objects = objects
         self.code: list[Any] = []  # the descriptions of the functions and classes
         self.found: list[Any] = []  # the functions and classes themselves
         self.open: set[int] = set()  # ids of the objects being described, to stop at cycles
@@ -51,7 +66,7 @@ class _Walk:
         if value is None or isinstance(value, bool | int | float | complex | str | bytes):
             return [type(value).__name__, repr(value)]
         if isinstance(value, Tensor | numpy.ndarray | numpy.generic):
-            return as_plain(value)
+            return as_plain(value) if self.objects else name_of(type(value))
         if isinstance(value, types.ModuleType):
             return value.__name__
         if isinstance(value, types.BuiltinFunctionType):
@@ -74,6 +89,8 @@ class _Walk:
 
     def _content(self, value: Any) -> Any:
         """Describe a container by its items, and any other object by what pickle would keep of it."""
+        if not self.objects and not isinstance(value, tuple | frozenset):
+            return self.describe(type(value))
         if isinstance(value, list | tuple):
             return [self.describe(type(value)), *map(self.describe, value)]
         if isinstance(value, dict):
@@ -92,7 +109,7 @@ class _Walk:
     def _code_of(self, thing: Any) -> Any:
         if getattr(thing, "hooked", False):  # torch wraps a class's step when the first optimizer of it is made
             thing = thing.__wrapped__
-        if not _is_own(thing.__module__):
+        if not is_own(thing.__module__):
             return name_of(thing)
         for place, known in enumerate(self.found):
             if known is thing:
@@ -141,7 +158,7 @@ def _references(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             values[name] = importlib.import_module(name)
     for name, value in sorted(values.items(), key=lambda item: item[0]):
         yield name, value
-        if isinstance(value, types.ModuleType) and _is_own(value.__name__):
+        if isinstance(value, types.ModuleType) and is_own(value.__name__):
             for attribute in sorted(attributes):
                 if hasattr(value, attribute):
                     yield f"{name}.{attribute}", getattr(value, attribute)
@@ -165,7 +182,7 @@ def _names(code: types.CodeType) -> tuple[set[str], set[str], set[str]]:
 
 
 @functools.cache
-def _is_own(module: str | None) -> bool:
+def is_own(module: str | None) -> bool:
     """Return whether `module` is the user's or the kit's: neither installed nor part of Python."""
     if module in (None, "__main__") or module not in sys.modules:
         return True

@@ -127,6 +127,7 @@ def mean_loss(criterion: Criterion, logits: Any, labels: Tensor) -> Tensor:
         loss = criterion(logits.float(), labels)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if is_classification(logits, labels):
+            _refuse_unknown_classes(logits, labels)
             raise
         raise ValueError(
             f"criterion failed for {_shapes(logits, labels)}; expected logits (N, K) and labels (N,) int64, or a "
@@ -137,6 +138,15 @@ def mean_loss(criterion: Criterion, logits: Any, labels: Tensor) -> Tensor:
             f"criterion returned {tuple(loss.shape)} for {_shapes(logits, labels)}; expected one number, the mean loss"
         )
     return loss
+
+
+def _refuse_unknown_classes(logits: Tensor, labels: Tensor) -> None:
+    lowest, highest, count = int(labels.min()), int(labels.max()), logits.shape[1]
+    if lowest < 0 or highest >= count:
+        raise ValueError(
+            f"labels go from {lowest} to {highest}, but model returns {count} logits, for classes 0 to {count - 1}; "
+            f"give it as many as there are classes, as Net(num_classes={highest + 1}) does"
+        )
 
 
 def _shapes(logits: Tensor, labels: Tensor) -> str:

@@ -344,7 +344,7 @@ def plot_prediction(picture: Any, image: Tensor, probabilities: Tensor, classes:
         )
     figure, (left, middle, right) = new_figure(9, 2.9, 3, width_ratios=(1, 1, 1.4))
     if isinstance(picture, (str, Path)):
-        with Image.open(picture) as opened:
+        with Image.open(Path(picture).expanduser()) as opened:
             picture = ImageOps.exif_transpose(opened).convert("RGB")
     left.imshow(numpy.asarray(picture), cmap="gray")  # matplotlib's own conversion of PIL images is deprecated
     middle.imshow(_pixels(image[None])[0].numpy(), **SHADES)

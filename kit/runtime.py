@@ -55,7 +55,9 @@ def get_device(prefer: str | None = None) -> torch.device:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the first parameter of `model`; the CPU if it has none."""
+    """Return the device of the first parameter of `model`, the CPU if it has none; TypeError for no network."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {model!r}; expected a network, an object such as Net()")
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 

@@ -182,6 +182,20 @@ def test_the_repeated_training_stands_beside_net(results):
     ]
 
 
+def test_five_views_stand_beside_one_over_the_seeds_that_both_have(results):
+    put(results, "accuracy-net", "Net", [99.5, 99.7, 90.0], train_loss=[0.1])
+    put(results, "views", "NetByViews", [99.6, 99.7], train_loss=[0.1])
+    text = tables.views_table()
+    assert cells(text)[2:4] == [
+        ["one view, as above", "2", "99.60 ± 0.14", "99.50 – 99.70"],
+        ["five views, `ShiftedViews`", "2", "99.65 ± 0.07", "99.60 – 99.70"],
+    ]
+    assert "+0.050 points, 95 % interval -0.585 to +0.685" in text  # 0.05 ± 12.706 * 0.0707 / sqrt(2)
+    assert "In 2 of the 2 pairs" in text
+    put(results, "views", "NetByViews", [99.6, 99.7], train_loss=[0.2])
+    assert "In 0 of the 2 pairs" in tables.views_table()
+
+
 def test_published_results_are_sorted_and_linked(results):
     peer = {"name": "a/b", "parameters": 7000, "accuracy": 99.5, "epochs": 15, "note": "single run"}
     other = {**peer, "accuracy": 99.61, "epochs": None, "place": "https://github.com/a/b"}

@@ -132,8 +132,10 @@ def test_digits_are_read_under_every_condition(few, read, condition):
 
 
 @pytest.mark.parametrize("name", ["three", "seven"])
-def test_the_example_photos_are_read(read, name):
+def test_the_example_photos_are_read(read, name, monkeypatch):
     photo = handwriting.PHOTOS / f"{name}.jpg"
+    monkeypatch.setenv("HOME", str(photo.parent))
+    assert torch.equal(prepare_digit(f"~/{name}.jpg"), prepare_digit(photo))
     assert photo.stat().st_size < 60_000
     assert read(prepare_digit(photo)).item() == {"three": 3, "seven": 7}[name]
 

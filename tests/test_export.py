@@ -12,7 +12,7 @@ extra = "needs the packages of requirements-extra.txt"
 
 
 @pytest.mark.parametrize("network", [model.Net, model.Nano, model.Attempt2])
-def test_onnxruntime_gives_the_same_logits_for_any_number_of_images(network, tmp_path):
+def test_onnxruntime_gives_the_same_logits_for_any_number_of_images(network, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript", reason=extra)
     onnxruntime = pytest.importorskip("onnxruntime", reason=extra)
     torch.manual_seed(0)
@@ -21,7 +21,8 @@ def test_onnxruntime_gives_the_same_logits_for_any_number_of_images(network, tmp
         if isinstance(layer, model.ChannelAttention):
             torch.nn.init.normal_(layer.weight)  # which is 0 at the start
     net(torch.randn(64, 1, 28, 28))  # BatchNorm statistics that are not the initial ones
-    utils.export_onnx(net, tmp_path / "net.onnx")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    utils.export_onnx(net, "~/net.onnx")
     assert net.training
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     net.eval()
@@ -29,6 +30,12 @@ def test_onnxruntime_gives_the_same_logits_for_any_number_of_images(network, tmp
         images = torch.randn(count, 1, 28, 28)
         (logits,) = session.run(["logits"], {"images": images.numpy()})
         assert torch.allclose(torch.from_numpy(logits), net(images).detach(), atol=1e-4)
+
+
+def test_a_size_that_the_network_does_not_read_is_named(tmp_path):
+    pytest.importorskip("onnxscript", reason=extra)
+    with pytest.raises(ValueError, match=r"does not read images of input_size \(1, 28, 28\).*3 channels"):
+        utils.export_onnx(model.Net(in_channels=3), tmp_path / "net.onnx")
 
 
 def test_without_the_extra_packages_the_error_says_what_to_install(monkeypatch, tmp_path):

@@ -70,6 +70,14 @@ def test_shapes_that_the_criterion_refuses_are_named(net, batches, error, said):
             call()
 
 
+@pytest.mark.parametrize("label", [2, -1])
+def test_labels_without_a_logit_are_named(label):
+    batches = [(torch.rand(4, 5), torch.tensor([0, 1, 1, label]))]
+    for call in (lambda: fit(nn.Linear(5, 2), batches), lambda: utils.evaluate(nn.Linear(5, 2), batches)):
+        with pytest.raises(ValueError, match=r"labels go from .* but model returns 2 logits, for classes 0 to 1"):
+            call()
+
+
 def test_a_criterion_without_a_mean_is_refused():
     with pytest.raises(ValueError, match=r"criterion returned \(16,\) for logits \(16, 2\)"):
         fit(nn.Linear(5, 2), criterion=nn.CrossEntropyLoss(reduction="none"))
@@ -100,6 +108,40 @@ def test_reduce_on_plateau_is_stepped_with_the_test_loss_of_each_epoch(step):
     history = fit(net, optimizer=optimizer, scheduler=scheduler, scheduler_step=step, epochs=4)
     assert seen == history.test_loss
     assert history.learning_rate == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5])
+
+
+def test_an_optimizer_of_another_network_is_refused():
+    net, other = nn.Linear(5, 2), nn.Linear(5, 2)
+    with pytest.raises(ValueError, match="optimizer holds no parameter of model"):
+        fit(net, optimizer=torch.optim.SGD(other.parameters(), lr=0.1))
+    fit(net, optimizer=torch.optim.SGD([*other.parameters(), net.bias], lr=0.1))  # a part, or more, may be wanted
+
+
+def images() -> utils.ImageData:
+    return utils.ImageData(torch.zeros(4, 1, 20, 20, dtype=torch.uint8), torch.arange(4) % 2)
+
+
+ONE_NUMBER = torch.optim.SGD([torch.zeros(1)])
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda: utils.fit(nn.Linear, points(), points(), optimizer=ONE_NUMBER),
+            "model is <class.*; expected a network",
+        ),
+        (lambda: utils.evaluate(nn.Linear, points()), "model is <class.*; expected a network"),
+        (lambda: utils.train_network(nn.Linear, images(), images()), "model is <class.*; expected a network"),
+        (lambda: fit(nn.Linear(5, 2), optimizer=torch.optim.SGD), "optimizer is <class.*; expected one such as"),
+        (lambda: fit(nn.Linear(5, 2), images()), "batches is ImageData; expected batches"),
+        (lambda: utils.evaluate(nn.Linear(5, 2), images()), "batches is ImageData; expected batches"),
+        (lambda: utils.train_network(nn.Linear(5, 2), images(), images(), 3), "recipe is 3; expected a Recipe"),
+    ],
+)
+def test_a_class_or_data_in_the_wrong_place_is_named(call, said):
+    with pytest.raises(TypeError, match=said):
+        call()
 
 
 def test_an_optimizer_that_needs_a_closure_is_refused_at_the_start():

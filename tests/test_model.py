@@ -70,6 +70,11 @@ def test_any_side_from_20_to_64(network, side):
     assert network()(torch.rand(2, 1, side, side)).shape == (2, 10)
 
 
+def test_attempt2_refuses_larger_images():
+    with pytest.raises(ValueError, match=r"images are \(2, 1, 64, 64\); expected 28 x 28 pixels"):
+        model.Attempt2()(torch.rand(2, 1, 64, 64))
+
+
 def test_a_stem_at_full_side_has_fewer_weights_and_halves_the_side_all_the_same():
     halved, full = model.Net(stem=6), model.Net(stem=6, stem_stride=1)
     assert model.count_parameters(halved) - model.count_parameters(full) == 6 * (5 * 5 - 3 * 3)

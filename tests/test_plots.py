@@ -249,10 +249,11 @@ def test_several_histories_lie_over_one_another():
     assert legend == ["short", "long", "training", "target, 99.4 %"]
 
 
-def test_a_prediction_shows_the_picture_the_image_and_every_class(tmp_path):
+def test_a_prediction_shows_the_picture_the_image_and_every_class(tmp_path, monkeypatch):
     path, image = tmp_path / "seven.png", images()[0]
     Image.new("RGB", (40, 20), (255, 0, 0)).save(path)
-    figure = plots.plot_prediction(path, image, torch.tensor([0.1, 0.7, 0.2]), WORDS)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    figure = plots.plot_prediction("~/seven.png", image, torch.tensor([0.1, 0.7, 0.2]), WORDS)
     left, middle, right = figure.axes
     assert left.images[0].get_array().shape == (20, 40, 3) and (left.images[0].get_array()[..., 0] == 255).all()
     torch.testing.assert_close(torch.as_tensor(middle.images[0].get_array().filled()), image[0])

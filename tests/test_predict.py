@@ -138,3 +138,9 @@ def test_a_network_that_caches_something_in_forward_trains_after_predict():
 def test_predict_names_what_is_wrong_with_the_images(images, message):
     with pytest.raises(ValueError, match=message):
         utils.predict(nn.Flatten(), images, data=random_data(4))
+
+
+@pytest.mark.parametrize("images", [random_data(4).images.numpy(), random_data(4), "seven.jpg"])
+def test_predict_says_what_it_reads(images):
+    with pytest.raises(TypeError, match=rf"images is {type(images).__name__}; expected a tensor, such as"):
+        utils.predict(nn.Flatten(), images, data=random_data(4))

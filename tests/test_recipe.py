@@ -66,6 +66,13 @@ def test_impossible_settings_are_refused_by_name(setting, value, error):
         Recipe(**{setting: value})
 
 
+def test_a_class_where_an_object_is_called_is_refused():
+    with pytest.raises(TypeError, match=r"criterion is the class CrossEntropyLoss; .*: CrossEntropyLoss\(\)"):
+        Recipe(criterion=nn.CrossEntropyLoss)
+    with pytest.raises(TypeError, match="augment is False; expected something to call, or None"):
+        Recipe(augment=False)
+
+
 def test_numpy_numbers_become_plain_numbers():
     recipe = Recipe(epochs=np.int64(2), batch_size=np.int32(16), lr=np.float32(0.5), warmup=np.float64(0.5))
     assert recipe == Recipe(epochs=2, batch_size=16, lr=0.5, warmup=0.5)
