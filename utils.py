@@ -417,10 +417,10 @@ def fit(
     `on_epoch(history)` is called after each epoch. `verbose` shows a bar and prints a line per epoch.
 
     With `checkpoint`, a file, every finished epoch is saved, after `on_epoch`, and the same call goes on after the
-    last one saved, to the bit as if it had never stopped (on the CPU). A run whose data or settings differ is
-    refused, with a list of the differences; so is a DataLoader with persistent_workers, whose random numbers cannot
-    be saved. What cannot be compared is named in a warning. `recipe`, the one that the arguments were made from, is
-    stored with these settings.
+    last one saved, to the bit as if it had never stopped (on the CPU). A run is refused if its data, its settings or
+    the code of its parts (network, augmentation, criterion and so on) differ, with a list of the differences; so is a
+    DataLoader with persistent_workers, whose random numbers cannot be saved. What cannot be compared is named in a
+    warning. `recipe`, the one that the arguments were made from, is stored with these settings.
 
     Ctrl-C, or KeyboardInterrupt from `on_epoch`, ends the training. In a notebook `fit` then returns the history of
     the finished epochs, and another `fit` in the same cell raises KeyboardInterrupt, so that a loop over seeds ends
@@ -430,7 +430,8 @@ def fit(
     alone prints and saves. On Linux this process keeps the memory that tensors free from here on, which almost
     halves the time of a step; set MALLOC_TRIM_THRESHOLD_ in the environment to switch this off.
 
-    Raises ValueError for bad arguments or a checkpoint of another run, NonFiniteLoss where training diverges.
+    Raises ValueError or TypeError for bad arguments, ValueError for a checkpoint of another run, NonFiniteLoss where
+    training diverges.
     """
     epochs = whole_number("epochs", epochs)
     step_after = what_steps(optimizer, scheduler, scheduler_step)

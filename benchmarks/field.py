@@ -32,9 +32,17 @@ def plot_field(entries: Sequence[dict[str, Any]], *, limit: int = 8000, target: 
     entries = [*(entry for entry in entries if entry["kind"] != FAMILY), *family]
     figure, axes = new_figure(9, 5.5)
     for kind, label, style in (
-        (FAMILY, "the same for Net at other sizes", {"fmt": "o-", "color": BLUE, "capsize": 2, "markersize": 4}),
+        (
+            FAMILY,
+            "Net at each size that no smaller one beats",
+            {"fmt": "o-", "color": BLUE, "capsize": 2, "markersize": 4},
+        ),
         ("ours", "this kit, mean ± standard deviation over seeds", {"fmt": "o", "color": BLUE, "capsize": 3}),
-        ("published", "published, single run", {"fmt": "o", "color": RED, "markerfacecolor": "white"}),
+        (
+            "published",
+            "published: single run, or best of several",
+            {"fmt": "o", "color": RED, "markerfacecolor": "white"},
+        ),
     ):
         if chosen := [entry for entry in entries if entry["kind"] == kind]:
             x, y = [entry["parameters"] for entry in chosen], [entry["accuracy"] for entry in chosen]

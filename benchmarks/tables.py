@@ -413,7 +413,8 @@ def speed_rows(speed: dict[str, Any]) -> list[list[str]]:
         label = f"from the start of the process to {TARGET:.2f} %, `{job['network']}`: mean of {count} seeds"
         kit = f"{mean(job['kit_s']):.1f} s; {reached} of {count} reached it within {epochs} epochs"
         usual = f"the usual loop's first epoch: {first:.1f} s, at {accuracy:.2f} %"
-        rows.append([label, kit, usual, f"**{job['ratio']:.1f} ×**" if reached == count else "not reached by all"])
+        takes = f"takes {1 / job['ratio']:.1f} × as long as that epoch"
+        rows.append([label, kit, usual, takes if reached == count else "not reached by all"])
     if start := speed.get("start"):
         first, imports = median(start["first_step_s"]), median(start["import_torch_s"])
         label = "from the start of the process to the end of the first training step"
@@ -509,6 +510,6 @@ def handwriting_text() -> str:
     rows += [[condition, f"{percent:.1f}"] for condition, percent in report["read"].items()]
     remark = (
         f"`{report['network']}`, {report['images']:,} {report['split']} digits of MNIST, each turned into a picture "
-        f"under each condition; {sum(report['refused'].values())} pictures were refused and count as misread."
+        f"under each condition. Pictures that are refused count as misread: {sum(report['refused'].values())} were."
     )
     return table(["condition", "read correctly, %"], rows) + "\n\n" + remark

@@ -1,7 +1,7 @@
 """Checkpoints: save and load them safely, and resume a training run to the bit.
 
-`fit` saves everything that changes while it trains, and the settings of the run beside it. A checkpoint is resumed
-only by a run with the same settings.
+`fit` saves everything that changes while it trains, and the settings of the run beside it, with checksums of its
+code. A checkpoint is resumed only by a run with the same settings and code.
 """
 
 from __future__ import annotations
@@ -265,7 +265,8 @@ _MOVING |= {"_last_lr", "_step_count", "_is_initial", "_get_lr_called_within_ste
 def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
     """Return the settings of `run` and further `settings` as plain data: what does not change during training.
 
-    A warning names what cannot be compared. Raises ValueError for batches whose random states cannot be saved.
+    "code" holds a checksum of each class and function of the project that takes part. A warning names what cannot be
+    compared. Raises ValueError for batches whose random states cannot be saved.
     """
     for name, batches in (("train_batches", run.train_batches), ("test_batches", run.test_batches)):
         if getattr(batches, "persistent_workers", False):

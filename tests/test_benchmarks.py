@@ -79,7 +79,7 @@ def test_handwriting_has_a_row_for_each_condition_and_counts_refusals(results):
     records.write(results / "handwriting.json", report)
     text = tables.handwriting_text()
     assert cells(text)[3:5] == [["frame", "98.0"], ["thin pen", "96.0"]]
-    assert "50 test digits" in text and "2 pictures were refused" in text
+    assert "50 test digits" in text and "refused count as misread: 2 were." in text
 
 
 def test_results_come_in_order_with_mean_deviation_and_seeds(results):

@@ -55,7 +55,7 @@ def test_points_spreads_and_lines_are_those_given():
 
 def test_a_family_is_a_line_without_names_from_its_smallest_network():
     axes = plot_field([*family(), *field(*PUBLISHED)]).axes[0]
-    (line,) = [container.lines[0] for container in axes.containers if "other sizes" in container.get_label()]
+    (line,) = [container.lines[0] for container in axes.containers if "no smaller one" in container.get_label()]
     assert list(line.get_xdata()) == sorted(parameters for parameters, _ in FAMILY) and line.get_linestyle() == "-"
     assert [text.get_text() for text in axes.texts] == [entry["name"] for entry in field(*PUBLISHED)]
 

@@ -21,16 +21,15 @@ def blocks(language: str, pages: list[Path] = PAGES[:1]) -> list[str]:
     return [block for text in texts for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
 
 
-def test_the_ten_lines_for_another_notebook_work_as_pasted(tmp_path):
-    (lines,) = (block for block in blocks("python") if "path/to/the/kit" in block)
+def test_the_ten_lines_for_another_notebook_and_those_for_handwriting_work_as_pasted(tmp_path):
+    lines, handwriting = (block for block in blocks("python") if "path/to/the/kit" in block)
     assert len([line for line in lines.splitlines() if line]) <= 10
-    lines = lines.replace("path/to/the/kit", str(ROOT)).replace(
-        "= load_mnist()\n", "= load_mnist()\ntrain = train[:1500]\n"
-    )
-    command = [sys.executable, "-W", "error", "-c", lines]
+    lines = lines.replace("= load_mnist()\n", "= load_mnist()\ntrain = train[:1500]\n")
+    command = [sys.executable, "-W", "error", "-c", (lines + handwriting).replace("path/to/the/kit", str(ROOT))]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "epoch 2/2" in done.stdout and done.stdout.rstrip().endswith("])")
+    assert (tmp_path / "seven.png").stat().st_size > 5000
 
 
 def test_every_python_block_is_valid_python():
