@@ -78,7 +78,18 @@ def results_table() -> str:
         [*start_of_row(report)[:3], f"**{spread(finals(report))}**, {len(report['runs'])} seeds"]
         for report in read_results()
     ]
-    return table(["network", "parameters", "epochs", "final test accuracy, %"], [*rows, highest_published_row()])
+    head = ["network", "parameters", "epochs", "final test accuracy, %"]
+    return table(head, [*rows, views_row(), highest_published_row()])
+
+
+def views_row() -> list[str]:
+    """`Net` tested by five views of each image: a row of its own, since it is another test."""
+    report = read("views")
+    return [
+        "`Net`, tested by [five shifted views](docs/results.md#five-views-of-each-image) of each image",
+        *start_of_row(report)[1:3],
+        f"{spread(finals(report))}, {len(report['runs'])} seeds",
+    ]
 
 
 def highest_published_row() -> list[str]:

@@ -88,10 +88,15 @@ def test_results_come_in_order_with_mean_deviation_and_seeds(results):
     put(results, "accuracy-net", "Net", [99.4, 99.5, 99.6])
     put_variants(results, "repeated", **{"its own recipe": (7758, [99.4, 99.5]), "this kit's": (7758, [99.5, 99.6])})
     put_published(results, (5000, 99.5), (7758, 99.63))
+    put(results, "views", "NetByViews", [99.5, 99.6, 99.7])
     assert cells(tables.results_table())[2:] == [
         ["`Net`", "1,234", "15", "**99.50 ± 0.10**, 3 seeds"],
         ["`Nano`", "1,234", "15", "**99.10 ± 0.14**, 2 seeds"],
         ["`Net`", "1,234", "5", "**98.20 ± 0.20**, 3 seeds"],
+        [
+            "`Net`, tested by [five shifted views](docs/results.md#five-views-of-each-image) of each image",
+            *["1,234", "15", "99.60 ± 0.10, 3 seeds"],
+        ],
         [
             "[the highest published](https://github.com/a/b), trained again by its own recipe",
             *["7,758", "15", "99.45 ± 0.07, 2 seeds; published: 99.63, one run"],
