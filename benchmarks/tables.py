@@ -203,8 +203,8 @@ def views_table() -> str:
     values = [[runs[seed]["test_accuracy"][-1] for seed in seeds] for runs in (one, five)]
     names = ["one view, as above", "five views, `ShiftedViews`"]
     rows = [
-        [name, str(len(seeds)), spread(finals), f"{min(finals):.2f} – {max(finals):.2f}"]
-        for name, finals in zip(names, values, strict=True)
+        [name, str(len(seeds)), spread(accuracies), f"{min(accuracies):.2f} – {max(accuracies):.2f}"]
+        for name, accuracies in zip(names, values, strict=True)
     ]
     change = paired_difference(*reversed(values))
     same = sum(one[seed]["train_loss"] == five[seed]["train_loss"] for seed in seeds)
