@@ -315,7 +315,7 @@ def train_epoch(
     Raises ValueError for an empty batch or wrong shapes, NonFiniteLoss if the loss is NaN or infinite: before the
     step is taken on the CPU, within 50 batches on other devices or with several processes.
     """
-    _refuse_images(batches)
+    _refuse_images("batches", batches)
     train_mode(model)
     device, tally, several = device_of(model), Tally(), rank_and_world()[1] > 1
     # Reading a number makes a GPU, or the other processes, wait, so there it is done now and then only.
@@ -349,9 +349,9 @@ def train_epoch(
     return metrics
 
 
-def _refuse_images(batches: Any) -> None:
+def _refuse_images(name: str, batches: Any) -> None:
     if isinstance(batches, ImageData):
-        raise TypeError("batches is ImageData; expected batches, such as Batches(data), or call train_network instead")
+        raise TypeError(f"{name} is ImageData; expected batches, such as Batches(data), or call train_network instead")
 
 
 def _length(batches: Any) -> int | None:
@@ -379,7 +379,7 @@ def evaluate(
     Shapes are those of `train_epoch`. Under `start_distributed` the metrics are those of all processes' batches
     together, of which some may be empty.
     """
-    _refuse_images(batches)
+    _refuse_images("batches", batches)
     device, tally = device_of(model), Tally()
     # Not inference_mode: what a model keeps from this pass, a table of positions for instance, must still be of use
     # in training.
@@ -417,10 +417,10 @@ def fit(
     `on_epoch(history)` is called after each epoch. `verbose` shows a bar and prints a line per epoch.
 
     With `checkpoint`, a file, every finished epoch is saved, after `on_epoch`, and the same call goes on after the
-    last one saved, to the bit as if it had never stopped (on the CPU). A run is refused if its data, its settings or
-    the code of its parts (network, augmentation, criterion and so on) differ, with a list of the differences; so is a
-    DataLoader with persistent_workers, whose random numbers cannot be saved. What cannot be compared is named in a
-    warning. `recipe`, the one that the arguments were made from, is stored with these settings.
+    last one saved, to the bit as if it had never stopped (on the CPU). A run whose data or settings differ is
+    refused, with a list of the differences; so is a DataLoader with persistent_workers, whose random numbers cannot
+    be saved. A warning names what cannot be compared, and code (of the network, augmentation and so on) that has been
+    edited since. `recipe`, the one that the arguments were made from, is stored with these settings.
 
     Ctrl-C, or KeyboardInterrupt from `on_epoch`, ends the training. In a notebook `fit` then returns the history of
     the finished epochs, and another `fit` in the same cell raises KeyboardInterrupt, so that a loop over seeds ends
@@ -435,7 +435,9 @@ def fit(
     """
     epochs = whole_number("epochs", epochs)
     step_after = what_steps(optimizer, scheduler, scheduler_step)
-    _check_parameters(model, optimizer)
+    _check_parameters(model, criterion, optimizer)
+    for name, batches in {"train_batches": train_batches, "test_batches": test_batches}.items():
+        _refuse_images(name, batches)
     keep_freed_memory()
     verbose = verbose and rank_and_world()[0] == 0
     history = History()
@@ -478,10 +480,11 @@ def fit(
     return history
 
 
-def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
+def _check_parameters(model: nn.Module, criterion: Criterion, optimizer: Optimizer) -> None:
     """Raise ValueError if `optimizer` would train another network alone."""
     device_of(model)  # raises TypeError for no network
-    own = {id(parameter) for parameter in model.parameters()}
+    modules = [model, *([criterion] if isinstance(criterion, nn.Module) else [])]  # a criterion may learn as well
+    own = {id(parameter) for module in modules for parameter in module.parameters()}
     if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
         raise ValueError(
             "optimizer holds no parameter of model, which it would leave as it is; make it from the parameters of "

@@ -1,7 +1,7 @@
 """Checkpoints: save and load them safely, and resume a training run to the bit.
 
-`fit` saves everything that changes while it trains, and the settings of the run beside it, with checksums of its
-code. A checkpoint is resumed only by a run with the same settings and code.
+`fit` saves everything that changes while it trains, and the settings of the run beside it. A checkpoint is resumed
+only by a run with the same settings; where code has been edited since, a warning says so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from kit.data import ImageData
-from kit.fingerprint import code_fingerprint, is_own
+from kit.fingerprint import code_checksums
 from kit.runtime import device_of, from_all, from_first, interrupt_later, rank_and_world, write_atomically
 from kit.settings import as_plain, differences, incomparable, name_of
 
@@ -122,20 +122,24 @@ def _load_for(settings: dict[str, Any], path: str | Path) -> dict[str, Any] | No
     if not Path(path).expanduser().exists():
         return None
     state = load_checkpoint(path)
-    saved = state.get("settings", {})
-    if saved.get("code", {}).get("python") != settings["code"]["python"]:
-        saved, settings = ({key: part[key] for key in part if key != "code"} for part in (saved, settings))
-        warnings.warn(
-            f"{path} was saved by another version of Python, or of this kit: whether the code of the network, the "
-            "augmentation and so on is still the same cannot be checked",
-            stacklevel=3,
-        )
-    if lines := differences(saved, settings):
+    (saved, code), (now, code_now) = map(_apart_from_code, (state.get("settings", {}), settings))
+    if lines := differences(saved, now):
         raise ValueError(
             f"{path} belongs to another run; give checkpoint another name, or delete the file to start afresh. "
             "What differs:\n  " + "\n  ".join(lines)
         )
+    both = code.keys() & code_now.keys() if code.get("python") == code_now["python"] else set()
+    if changed := sorted(name for name in both if code[name] != code_now[name]):
+        warnings.warn(
+            f"{path}: this code has been changed since the file was saved: {', '.join(changed)}. The epochs so far "
+            "were trained by the code before, the run goes on with that of now; delete the file to start afresh",
+            stacklevel=3,
+        )
     return state
+
+
+def _apart_from_code(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    return {name: part for name, part in settings.items() if name != "code"}, settings.get("code", {})
 
 
 def _snapshot(run: Run) -> dict[str, Any]:
@@ -265,8 +269,8 @@ _MOVING |= {"_last_lr", "_step_count", "_is_initial", "_get_lr_called_within_ste
 def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
     """Return the settings of `run` and further `settings` as plain data: what does not change during training.
 
-    "code" holds a checksum of each class and function of the project that takes part. A warning names what cannot be
-    compared. Raises ValueError for batches whose random states cannot be saved.
+    "code" holds checksums of the code of the run's parts, by name. A warning names what cannot be compared. Raises
+    ValueError for batches whose random states cannot be saved.
     """
     for name, batches in (("train_batches", run.train_batches), ("test_batches", run.test_batches)):
         if getattr(batches, "persistent_workers", False):
@@ -282,7 +286,7 @@ def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
         "train_batches": _plain_batches(run.train_batches),
         "test_batches": _plain_batches(run.test_batches),
         "processes": rank_and_world()[1],
-        "code": _code(*run[:-1], settings.get("criterion"), settings.get("test_criterion")),
+        "code": _code(run, settings.get("criterion"), settings.get("test_criterion")),
         **{name: as_plain(value, known) for name, value in settings.items()},
     }
     if (unknown := incomparable(described)) and rank_and_world()[0] == 0:
@@ -311,40 +315,16 @@ def _plain_model(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _code(*values: Any) -> dict[str, str]:
-    """A checksum of the code of each class and function of the project in `values` and their parts, by its name."""
-    found: dict[str, list[Any]] = {}
-    seen: dict[int, Any] = {}  # holds the parts as well, so that no id is given twice
-    waiting = [*values]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen or isinstance(value, Tensor | numpy.ndarray | ImageData | str | int | float | None):
-            continue
-        seen[id(value)] = value
-        thing = value if isinstance(value, type | types.FunctionType) else type(value)
-        if is_own(thing.__module__) and thing not in found.setdefault(name_of(thing), []):
-            found[name_of(thing)].append(thing)
-        if thing is not value:
-            waiting += _parts(value)
-    checksums = {name: code_fingerprint(*things) for name, things in sorted(found.items()) if things}
-    return {"python": ".".join(platform.python_version_tuple()[:2])} | checksums  # its bytecode is compared
-
-
-def _parts(value: Any) -> list[Any]:
-    """What an object holds, as far as it may be the user's code."""
-    if isinstance(value, Optimizer):  # its options are numbers, and torch hangs functions of its own on it
-        return []
-    if isinstance(value, functools.partial):
-        return [value.func, value.args, value.keywords]
-    if isinstance(value, types.MethodType):
-        return [value.__func__, value.__self__]
-    if isinstance(value, dict):
-        return [*value.values()]
-    if isinstance(value, list | tuple | set | frozenset):
-        return [*value] if len(value) <= 1000 else []  # a longer one holds data
-    if isinstance(value, nn.Module):  # hooks are left out: they come and go
-        return [*value.children(), *(item for key, item in vars(value).items() if not key.startswith("_"))]
-    return [*getattr(value, "__dict__", {}).values()]
+def _code(run: Run, *criteria: Any) -> dict[str, str]:
+    """Checksums of the project's code in the parts of `run`; bytecode differs between versions of Python."""
+    batches = [part for part in (run.train_batches, run.test_batches) if part is not None]
+    data = [getattr(part, "dataset", None) for part in batches]
+    calls = [getattr(part, name, None) for part in batches for name in ("augment", "collate_fn", "sampler")]
+    calls += [getattr(part, name, None) for part in data for name in ("transform", "target_transform")]
+    parts = [*run.model.modules(), run.optimizer, run.scheduler, *batches, *data, *calls, *criteria]
+    parts += getattr(run.scheduler, "lr_lambdas", [])
+    things = [part if isinstance(part, types.FunctionType | type) else type(part) for part in parts]
+    return {"python": ".".join(platform.python_version_tuple()[:2])} | code_checksums(*things)
 
 
 def _plain_optimizer(run: Run) -> dict[str, Any]:

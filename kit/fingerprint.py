@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 from torch import Tensor
 
 from kit.settings import as_plain, checksum, code_parts, name_of
@@ -33,30 +34,63 @@ def fingerprint(*values: Any) -> str:
     Equal values give equal checksums in any process of one Python version (bytecode differs between versions).
     Values may be anything: networks, functions, lambdas, classes from a notebook cell, partials, containers.
     """
-    return _checksum(_Walk(), values)
-
-
-def code_fingerprint(*things: Any) -> str:
-    """Return a checksum of the project's code behind functions and classes, as `fingerprint` does.
-
-    Of the objects that the code refers to, a network or a list say, only the class counts: their content may change.
-    """
-    return _checksum(_Walk(objects=False), things)
-
-
-def _checksum(walk: _Walk, values: tuple[Any, ...]) -> str:
+    walk = _Walk()
     described = [walk.describe(value) for value in values]
     return checksum(json.dumps([described, walk.code]).encode())
 
 
-class _Walk:
-    """Describes values as plain data; each function and class of the project once, in the order of discovery.
+def code_checksums(*things: Any) -> dict[str, str]:
+    """Return, by its name, a checksum of each function and class of the project among `things` and in their code.
 
-    objects: describe what can change, such as tensors and lists, by its content; otherwise by its class.
+    That is the code of functions, methods and base classes, and of what they call by a global name; values do not
+    matter, for they may change while a training runs, nor do docstrings.
     """
+    checksums: dict[str, set[str]] = {}
+    seen: list[Any] = []
+    waiting = [*things]
+    while waiting:
+        thing = waiting.pop()
+        if not isinstance(thing, types.FunctionType | type) or not is_own(thing.__module__):
+            continue
+        if any(thing is known for known in seen):
+            continue
+        seen.append(thing)
+        outer = _methods(thing) if isinstance(thing, type) else [thing]
+        functions = [function for wrapper in outer for function in _unwrapped(wrapper)]
+        for function in functions:
+            waiting += [function.__globals__.get(name) for name in _names(function.__code__)[0]]
+        waiting += thing.__bases__ if isinstance(thing, type) else ()
+        parts = (part for function in functions for part in code_parts(_without_text(function)))
+        checksums.setdefault(name_of(thing), set()).add(checksum(*parts))
+    return {name: " ".join(sorted(found)) for name, found in sorted(checksums.items())}
 
-    def __init__(self, *, objects: bool = True) -> None:
-        self.objects = objects
+
+def _methods(cls: type) -> list[types.FunctionType]:
+    """Return the functions in the body of `cls`: methods, static and class methods, and those of properties."""
+    members = [member for _, member in sorted(vars(cls).items())]
+    parts = [part for member in members if isinstance(member, property) for part in (member.fget, member.fset)]
+    functions = [*(getattr(member, "__func__", member) for member in members), *parts]
+    return [function for function in functions if isinstance(function, types.FunctionType)]
+
+
+def _unwrapped(function: Any) -> Iterator[types.FunctionType]:
+    """Yield `function`, and what decorators have wrapped in it."""
+    while isinstance(function, types.FunctionType):
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def _without_text(function: types.FunctionType) -> types.CodeType:
+    """Return the code of `function` without its docstring."""
+    code = function.__code__
+    has_text = function.__doc__ is not None and code.co_consts[:1] == (function.__doc__,)
+    return code.replace(co_consts=(None, *code.co_consts[1:])) if has_text else code
+
+
+class _Walk:
+    """Describes values as plain data; each function and class of the project once, in the order of discovery."""
+
+    def __init__(self) -> None:
         self.code: list[Any] = []  # the descriptions of the functions and classes
         self.found: list[Any] = []  # the functions and classes themselves
         self.open: set[int] = set()  # ids of the objects being described, to stop at cycles
@@ -66,7 +100,7 @@ class _Walk:
         if value is None or isinstance(value, bool | int | float | complex | str | bytes):
             return [type(value).__name__, repr(value)]
         if isinstance(value, Tensor | numpy.ndarray | numpy.generic):
-            return as_plain(value) if self.objects else name_of(type(value))
+            return as_plain(value)
         if isinstance(value, types.ModuleType):
             return value.__name__
         if isinstance(value, types.BuiltinFunctionType):
@@ -89,8 +123,6 @@ class _Walk:
 
     def _content(self, value: Any) -> Any:
         """Describe a container by its items, and any other object by what pickle would keep of it."""
-        if not self.objects and not isinstance(value, tuple | frozenset):
-            return self.describe(type(value))
         if isinstance(value, list | tuple):
             return [self.describe(type(value)), *map(self.describe, value)]
         if isinstance(value, dict):
@@ -190,4 +222,5 @@ def is_own(module: str | None) -> bool:
     if file is None:  # built in
         return False
     installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
-    return not installed and not Path(file).is_relative_to(sysconfig.get_path("stdlib"))
+    places = Path(sysconfig.get_path("stdlib")), Path(str(torch.__file__)).parents[1]
+    return not installed and not any(Path(file).is_relative_to(place) for place in places)

@@ -127,7 +127,7 @@ def mean_loss(criterion: Criterion, logits: Any, labels: Tensor) -> Tensor:
         loss = criterion(logits.float(), labels)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if is_classification(logits, labels):
-            _refuse_unknown_classes(logits, labels)
+            _refuse_unknown_classes(logits, labels, error)
             raise
         raise ValueError(
             f"criterion failed for {_shapes(logits, labels)}; expected logits (N, K) and labels (N,) int64, or a "
@@ -140,13 +140,16 @@ def mean_loss(criterion: Criterion, logits: Any, labels: Tensor) -> Tensor:
     return loss
 
 
-def _refuse_unknown_classes(logits: Tensor, labels: Tensor) -> None:
-    lowest, highest, count = int(labels.min()), int(labels.max()), logits.shape[1]
-    if lowest < 0 or highest >= count:
-        raise ValueError(
-            f"labels go from {lowest} to {highest}, but model returns {count} logits, for classes 0 to {count - 1}; "
-            f"give it as many as there are classes, as Net(num_classes={highest + 1}) does"
-        )
+def _refuse_unknown_classes(logits: Tensor, labels: Tensor, error: Exception) -> None:
+    """Raise ValueError if labels without a logit explain `error`; -100 is what PyTorch's criteria leave out."""
+    labels, count = labels.long(), logits.shape[1]
+    labels = labels[labels != -100]
+    if not len(labels) or count == 1 or (labels.min() >= 0 and labels.max() < count):
+        return
+    raise ValueError(
+        f"labels go from {int(labels.min())} to {int(labels.max())}, but model returns {count} logits, for classes 0 "
+        f"to {count - 1}: number the classes from 0, and give the network as many logits ({error})"
+    ) from error
 
 
 def _shapes(logits: Tensor, labels: Tensor) -> str:

@@ -112,7 +112,7 @@ def linear_schedule(optimizer: Optimizer, steps: int, warmup: float = 0.2) -> LR
 
 def what_steps(optimizer: Optimizer, scheduler: Any, scheduler_step: str) -> str:
     """Return what `fit` steps `scheduler` after: "batch", "epoch" or "test loss"; an error if it cannot."""
-    if isinstance(optimizer, type) or not hasattr(optimizer, "step"):
+    if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
         raise TypeError(f"optimizer is {optimizer!r}; expected one such as torch.optim.SGD(net.parameters(), lr=0.1)")
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:

@@ -57,12 +57,12 @@ def one_epoch(folder: Path):
 
 
 class CtrlC(utils.Batches):
-    """Batches that press Ctrl-C in the second process, within the second epoch, while `presses` holds something."""
+    """Batches that press Ctrl-C in the second process, within the second epoch, if `presses` says so."""
 
-    presses: list[bool] = []  # noqa: RUF012 (all of them share it)
+    presses = False
 
     def __iter__(self):
-        if self.presses and rank() == 1 and self.epoch == 1:
+        if CtrlC.presses and rank() == 1 and self.epoch == 1:
             os.kill(os.getpid(), signal.SIGINT)
         yield from super().__iter__()
 
@@ -83,9 +83,9 @@ def random_run(checkpoint: Path | None, *, batches=None, on_epoch=None):
 
 
 def interrupted_and_resumed(folder: Path):
-    CtrlC.presses.append(True)
+    CtrlC.presses = True
     stopped = random_run(folder / "net.pt")
-    CtrlC.presses.clear()
+    CtrlC.presses = False
     return stopped, random_run(folder / "net.pt"), random_run(None)
 
 

@@ -74,7 +74,9 @@ def test_shapes_that_the_criterion_refuses_are_named(net, batches, error, said):
 def test_labels_without_a_logit_are_named(label):
     batches = [(torch.rand(4, 5), torch.tensor([0, 1, 1, label]))]
     for call in (lambda: fit(nn.Linear(5, 2), batches), lambda: utils.evaluate(nn.Linear(5, 2), batches)):
-        with pytest.raises(ValueError, match=r"labels go from .* but model returns 2 logits, for classes 0 to 1"):
+        with pytest.raises(
+            ValueError, match=r"labels go from .* but model returns 2 logits, for classes 0 to 1: number the classes"
+        ):
             call()
 
 
@@ -115,6 +117,15 @@ def test_an_optimizer_of_another_network_is_refused():
     with pytest.raises(ValueError, match="optimizer holds no parameter of model"):
         fit(net, optimizer=torch.optim.SGD(other.parameters(), lr=0.1))
     fit(net, optimizer=torch.optim.SGD([*other.parameters(), net.bias], lr=0.1))  # a part, or more, may be wanted
+    criterion = nn.CrossEntropyLoss()
+    criterion.scale = nn.Parameter(torch.ones(1))
+    fit(net, criterion=criterion, optimizer=torch.optim.SGD(criterion.parameters(), lr=0.1))
+
+
+def test_an_error_that_labels_do_not_explain_stays_as_it_is():
+    batches = [(torch.rand(4, 5), torch.tensor([0, 1, 1, -100]))]
+    with pytest.raises(RuntimeError, match="weight tensor should be defined"):
+        fit(nn.Linear(5, 2), batches, criterion=nn.CrossEntropyLoss(torch.ones(3)))
 
 
 def images() -> utils.ImageData:
@@ -134,7 +145,7 @@ ONE_NUMBER = torch.optim.SGD([torch.zeros(1)])
         (lambda: utils.evaluate(nn.Linear, points()), "model is <class.*; expected a network"),
         (lambda: utils.train_network(nn.Linear, images(), images()), "model is <class.*; expected a network"),
         (lambda: fit(nn.Linear(5, 2), optimizer=torch.optim.SGD), "optimizer is <class.*; expected one such as"),
-        (lambda: fit(nn.Linear(5, 2), images()), "batches is ImageData; expected batches"),
+        (lambda: fit(nn.Linear(5, 2), images()), "train_batches is ImageData; expected batches"),
         (lambda: utils.evaluate(nn.Linear(5, 2), images()), "batches is ImageData; expected batches"),
         (lambda: utils.train_network(nn.Linear(5, 2), images(), images(), 3), "recipe is 3; expected a Recipe"),
     ],
