@@ -50,7 +50,7 @@ def code_checksums(*things: Any) -> dict[str, str]:
     waiting = [*things]
     while waiting:
         thing = waiting.pop()
-        if not isinstance(thing, types.FunctionType | type) or not is_own(thing.__module__):
+        if not isinstance(thing, types.FunctionType | type) or not _is_own(thing.__module__):
             continue
         if any(thing is known for known in seen):
             continue
@@ -141,7 +141,7 @@ class _Walk:
     def _code_of(self, thing: Any) -> Any:
         if getattr(thing, "hooked", False):  # torch wraps a class's step when the first optimizer of it is made
             thing = thing.__wrapped__
-        if not is_own(thing.__module__):
+        if not _is_own(thing.__module__):
             return name_of(thing)
         for place, known in enumerate(self.found):
             if known is thing:
@@ -190,7 +190,7 @@ def _references(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             values[name] = importlib.import_module(name)
     for name, value in sorted(values.items(), key=lambda item: item[0]):
         yield name, value
-        if isinstance(value, types.ModuleType) and is_own(value.__name__):
+        if isinstance(value, types.ModuleType) and _is_own(value.__name__):
             for attribute in sorted(attributes):
                 if hasattr(value, attribute):
                     yield f"{name}.{attribute}", getattr(value, attribute)
@@ -214,7 +214,7 @@ def _names(code: types.CodeType) -> tuple[set[str], set[str], set[str]]:
 
 
 @functools.cache
-def is_own(module: str | None) -> bool:
+def _is_own(module: str | None) -> bool:
     """Return whether `module` is the user's or the kit's: neither installed nor part of Python."""
     if module in (None, "__main__") or module not in sys.modules:
         return True
