@@ -101,8 +101,8 @@ class Net(_Stack):
 
     stem: channels of the first convolution.
     early: channels of each separable block at half the side of the images; late: of each at a quarter of the side.
-    stem_stride: 2 for a 5x5 stem that halves the side itself; 1 for a 3x3 stem at full side with a pooling behind it,
-        which is slower, has fewer weights and is the better choice for the smallest networks.
+    stem_stride: 2 for a 5x5 stem that halves the side itself; 1 for a 3x3 stem at full resolution with a pooling
+        behind it, which is slower, has fewer weights and is the better choice for the smallest networks.
 
     Raises ValueError for another stem_stride.
     """

@@ -8,9 +8,9 @@
 
 Read it from top to bottom as the story of one training run: augment images, batch them, train and evaluate for an
 epoch, repeat (`fit`), all of it from one `Recipe` (`train_network`), predict. What stands behind lives in `kit/`:
-`data.py` (any data set as tensors), `idx.py` (MNIST and IDX files), `optim.py` (Muon and the schedule),
-`checkpoints.py`, `runtime.py` (devices, seeds, processes), `plots.py`, `digits.py` (your own handwriting) and
-`export.py` (ONNX). Everything public is imported here, so `utils` is all that you need beside `model`.
+`data.py` (any data set as tensors), `idx.py` (MNIST and IDX files), `optim.py` (Muon and the schedule), `averaging.py`
+(averaged weights), `checkpoints.py`, `runtime.py` (devices, seeds, processes), `plots.py`, `digits.py` (your own
+handwriting) and `export.py` (ONNX). Everything public is imported here, so `utils` is all that you need beside `model`.
 
 Names used throughout: images (N, C, H, W), labels (N,), logits (N, K). Accuracies are percentages.
 """
@@ -22,6 +22,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from kit.averaging import WeightAverage
 from kit.checkpoints import (
     Run,
     describe_run,
@@ -99,6 +101,7 @@ __all__ = [
     "NonFiniteLoss",
     "Recipe",
     "ShiftedViews",
+    "WeightAverage",
     "as_tensors",
     "evaluate",
     "export_onnx",
@@ -404,6 +407,7 @@ def fit(
     scheduler_step: str = "batch",
     criterion: Criterion = F.cross_entropy,
     test_criterion: Criterion | None = None,
+    average: float = 0.0,
     recipe: Recipe | None = None,
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[History], None] | None = None,
@@ -415,6 +419,9 @@ def fit(
     `set_epoch`, it is called before each epoch with its number, counted from 0. `scheduler` is stepped after every
     "batch" or "epoch", as `scheduler_step` says; a ReduceLROnPlateau after every epoch, with the test loss.
     `on_epoch(history)` is called after each epoch. `verbose` shows a bar and prints a line per epoch.
+
+    With `average` above 0, the weights that are tested, and that `model` has after each epoch, are their moving
+    average over about that share of the steps so far (see `WeightAverage`). Training goes on from the last weights.
 
     With `checkpoint`, a file, every finished epoch is saved, after `on_epoch`, and the same call goes on after the
     last one saved, to the bit as if it had never stopped (on the CPU). A run whose data or settings differ is
@@ -433,33 +440,42 @@ def fit(
     Raises ValueError or TypeError for bad arguments, ValueError for a checkpoint of another run, NonFiniteLoss where
     training diverges.
     """
-    epochs = whole_number("epochs", epochs)
+    epochs, average = whole_number("epochs", epochs), real_number("average", average, 1)
     step_after = what_steps(optimizer, scheduler, scheduler_step)
     _check_parameters(model, criterion, optimizer)
+    if average and not hasattr(optimizer, "register_step_post_hook"):
+        raise TypeError(
+            f"optimizer is {type(optimizer).__name__}, which calls no hook after a step, as torch's own optimizers do; "
+            "give average=0"
+        )
     for name, batches in {"train_batches": train_batches, "test_batches": test_batches}.items():
         _refuse_images(name, batches)
     keep_freed_memory()
     verbose = verbose and rank_and_world()[0] == 0
     history = History()
-    run = Run(model, optimizer, scheduler, train_batches, test_batches, history)
+    averaged = WeightAverage(model, average) if average else None
+    run = Run(model, optimizer, scheduler, train_batches, test_batches, history, averaged)
     use_python_numbers(run)
     with early_endings(history, epochs, model, checkpoint, verbose):
         if checkpoint is not None:
             criteria = {"criterion": criterion, "test_criterion": test_criterion}
-            settings = describe_run(run, recipe=recipe, epochs=epochs, scheduler_step=step_after, **criteria)
+            settings = describe_run(
+                run, recipe=recipe, epochs=epochs, scheduler_step=step_after, average=average, **criteria
+            )
             resume(run, settings, checkpoint, verbose)
         trained = one_of_several(model)
         while (epoch := len(history) + 1) <= epochs:
             start, learning_rate = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
             _set_epoch(train_batches, epoch - 1)
-            train = train_epoch(
-                trained,
-                train_batches,
-                optimizer,
-                criterion=criterion,
-                scheduler=scheduler if step_after == "batch" else None,
-                progress=f"epoch {epoch}/{epochs}" if verbose else None,
-            )
+            with nullcontext() if averaged is None else averaged.training(optimizer):
+                train = train_epoch(
+                    trained,
+                    train_batches,
+                    optimizer,
+                    criterion=criterion,
+                    scheduler=scheduler if step_after == "batch" else None,
+                    progress=f"epoch {epoch}/{epochs}" if verbose else None,
+                )
             share_buffers(model)
             test = evaluate(model, test_batches, criterion=test_criterion or criterion)
             with interrupt_later():  # an epoch is in the history and on the disk, or in neither
@@ -517,6 +533,8 @@ class Recipe:
     lr: the peak learning rate.
     schedule: called as schedule(optimizer, steps, warmup); its step() is called after every batch.
     warmup: the share of all steps in which the learning rate rises.
+    average: the weights that are tested and kept are a moving average over about this share of the steps so far (see
+        `WeightAverage`); 0 for the last weights.
     criterion: called as criterion(logits, labels); returns the mean loss of a batch.
     test_criterion: the same for the test loss; None takes `criterion`.
 
@@ -531,13 +549,14 @@ class Recipe:
     lr: float = 0.05
     schedule: Callable[[Optimizer, int, float], LRScheduler] = linear_schedule
     warmup: float = 0.05
+    average: float = 0.1
     criterion: Criterion = F.cross_entropy
     test_criterion: Criterion | None = None
 
     def __post_init__(self) -> None:
         for name, least in {"epochs": 1, "batch_size": 1, "plain_epochs": 0}.items():
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
-        for name, most in {"lr": math.inf, "warmup": 1}.items():
+        for name, most in {"lr": math.inf, "warmup": 1, "average": 1}.items():
             object.__setattr__(self, name, real_number(name, getattr(self, name), most))
         if self.lr == 0:
             raise ValueError("lr is 0; expected a number above 0")
@@ -566,6 +585,7 @@ class Recipe:
             "epochs": self.epochs,
             "criterion": self.criterion,
             "test_criterion": self.test_criterion,
+            "average": self.average,
             "recipe": self,
         }
 

@@ -39,7 +39,7 @@ SIZES = [
     Widths(16, (20, 20), (20, 24)),
     Widths(16, (24, 24), (24, 28, 28)),
 ]
-FULL_SIDE = [  # their stem reads the image at full side, `stem_stride=1`
+FULL_RESOLUTION = [  # the stem keeps the side of the image, `stem_stride=1`
     Widths(7, (8,), (8, 10)),
     Widths(6, (10,), (10, 10, 10)),
 ]
@@ -51,8 +51,8 @@ def main() -> None:
     recipe = replace(utils.Recipe(), epochs=options.epochs)
     variants: dict[str, Variant] = {str(size): (partial(model.Net, **size._asdict()), recipe) for size in SIZES}
     variants |= {
-        f"{size}, stem at full side": (partial(model.Net, **size._asdict(), stem_stride=1), recipe)
-        for size in FULL_SIDE
+        f"{size}, stem at full resolution": (partial(model.Net, **size._asdict(), stem_stride=1), recipe)
+        for size in FULL_RESOLUTION
     }
     measure(options.results / "frontier.json", variants, load("mnist"), options)
 

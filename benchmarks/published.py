@@ -75,6 +75,7 @@ RECIPES = {
         lr=0.01,
         schedule=one_cycle,
         warmup=0.3,
+        average=0,
     ),
     "this kit's recipe": utils.Recipe(),
 }

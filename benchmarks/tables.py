@@ -353,7 +353,7 @@ def attempts_table() -> str:
             "`Nano`",
             "99.4 % with the fewest parameters",
             outcome(nano),
-            f"Narrower blocks behind a stem at full side: {share:.0%} of `Net`'s parameters for {points:.2f} points.",
+            f"Narrower blocks, a stem at full resolution: {share:.0%} of `Net`'s parameters for {points:.2f} points.",
         ],
     ]
     return table(["attempt", "target", "result", "analysis"], rows)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from kit.averaging import WeightAverage
 from kit.data import ImageData
 from kit.fingerprint import code_checksums
 from kit.runtime import device_of, from_all, from_first, interrupt_later, rank_and_world, write_atomically
@@ -73,6 +74,7 @@ class Run(NamedTuple):
     train_batches: Any
     test_batches: Any
     history: Any
+    average: WeightAverage | None
 
 
 def save_run(run: Run, settings: dict[str, Any], path: str | Path) -> None:
@@ -149,6 +151,7 @@ def _snapshot(run: Run) -> dict[str, Any]:
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict() if run.scheduler is not None else None,
         "history": dataclasses.asdict(run.history),
+        "average": run.average.state_dict() if run.average is not None else None,
     }
     return {key: _without_numpy(item) for key, item in state.items()} | {"generators": from_all(_random_states(run))}
 
@@ -159,6 +162,8 @@ def _restore(run: Run, state: dict[str, Any]) -> list[str]:
     run.optimizer.load_state_dict(state["optimizer"])
     if run.scheduler is not None:
         run.scheduler.load_state_dict(state["scheduler"])
+    if run.average is not None:
+        run.average.load_state_dict(state["average"])
     for field in dataclasses.fields(run.history):
         getattr(run.history, field.name)[:] = state["history"][field.name]
     states, generators = state["generators"][rank_and_world()[0]], _generators_of(run)

@@ -94,14 +94,15 @@ def assert_equal_to_the_bit(one, two) -> None:
 # --- Exact resume
 
 
+@pytest.mark.parametrize("average", [0.0, 0.3])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("epoch", range(1, EPOCHS + 1))
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, optimizer, epoch):
-    whole = run(None, optimizer)
-    *_, history = run(tmp_path / "net.pt", optimizer, on_epoch=stop_after(epoch))
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, optimizer, epoch, average):
+    whole = run(None, optimizer, average=average)
+    *_, history = run(tmp_path / "net.pt", optimizer, average=average, on_epoch=stop_after(epoch))
     assert len(history) == epoch
     random.random(), torch.rand(5)  # whatever happens in between must not matter
-    assert_equal_to_the_bit(run(tmp_path / "net.pt", optimizer), whole)
+    assert_equal_to_the_bit(run(tmp_path / "net.pt", optimizer, average=average), whole)
 
 
 class Stopping(utils.Batches):
@@ -119,10 +120,10 @@ class Stopping(utils.Batches):
 def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_from_the_last_whole_one(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "Batches", Stopping)
     monkeypatch.setattr(Stopping, "stops", True)
-    *_, history = run(tmp_path / "net.pt")
+    *_, history = run(tmp_path / "net.pt", average=0.3)
     assert len(history) == 1
     monkeypatch.setattr(Stopping, "stops", False)
-    assert_equal_to_the_bit(run(tmp_path / "net.pt"), run(None))
+    assert_equal_to_the_bit(run(tmp_path / "net.pt", average=0.3), run(None, average=0.3))
 
 
 @pytest.mark.parametrize("own_generator", [False, True])
@@ -165,6 +166,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
         ({"optimizer": "sgd"}, "optimizer.class"),
         ({"count": 64}, "train_batches.data.images"),
         ({"seed": 1}, "train_batches.seed: saved 0, now 1"),
+        ({"average": 0.1}, "average: saved 0.0, now 0.1"),
         ({"criterion": nn.MultiMarginLoss()}, "criterion"),
     ],
 )
@@ -536,10 +538,10 @@ def test_random_transforms_in_workers_resume_to_the_bit(tmp_path):
 # --- All or nothing
 
 
-@pytest.mark.parametrize("part", ["model", "optimizer", "scheduler", "generators", "history"])
+@pytest.mark.parametrize("part", ["model", "optimizer", "scheduler", "average", "generators", "history"])
 def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path, part):
     path = tmp_path / "net.pt"
-    tiny(path, on_epoch=stop_after(2))
+    tiny(path, average=0.3, on_epoch=stop_after(2))
     state = utils.load_checkpoint(path)
     state[part] = [{"torch": torch.zeros(3)}] if part == "generators" else {"nonsense": 1} if part != "scheduler" else 1
     utils.save_checkpoint(path, state)
@@ -550,7 +552,7 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path, part):
     loaders = DataLoader(Dataset(), batch_size=16, shuffle=True), DataLoader(Dataset(1), 32)
     draws = torch.get_rng_state()
     with pytest.raises(ValueError, match=r"net\.pt does not fit this run, which is unchanged"):
-        arguments = {"optimizer": optimizer, "scheduler": linear_warmup(optimizer, 3), "epochs": 4}
+        arguments = {"optimizer": optimizer, "scheduler": linear_warmup(optimizer, 3), "epochs": 4, "average": 0.3}
         utils.fit(net, *loaders, checkpoint=path, **arguments)
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in weights.items())
     assert not optimizer.state and torch.equal(draws, torch.get_rng_state())

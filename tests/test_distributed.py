@@ -51,6 +51,7 @@ def one_epoch(folder: Path):
         utils.Batches(data(TESTED), BATCH_SIZE),
         epochs=1,
         optimizer=torch.optim.SGD(net.parameters(), lr=0.5),
+        average=0.5,
         checkpoint=folder / "net.pt",
     )
     return net.state_dict(), vars(history)
@@ -74,7 +75,7 @@ def random_run(checkpoint: Path | None, *, batches=None, on_epoch=None):
     batches = batches or CtrlC(data(), BATCH_SIZE, augment=utils.Augment(), shuffle=True, seed=0)
     torch.manual_seed(rank())
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    arguments = {"optimizer": optimizer, "epochs": 3, "checkpoint": checkpoint, "on_epoch": on_epoch}
+    arguments = {"optimizer": optimizer, "epochs": 3, "average": 0.3, "checkpoint": checkpoint, "on_epoch": on_epoch}
     try:
         history = utils.fit(net, batches, utils.Batches(data(TESTED), BATCH_SIZE), verbose=False, **arguments)
     except (KeyboardInterrupt, utils.NonFiniteLoss) as error:

@@ -79,7 +79,7 @@ def test_a_stem_at_full_side_has_fewer_weights_and_halves_the_side_all_the_same(
     halved, full = model.Net(stem=6), model.Net(stem=6, stem_stride=1)
     assert model.count_parameters(halved) - model.count_parameters(full) == 6 * (5 * 5 - 3 * 3)
     images = torch.rand(2, 1, 28, 28)
-    # Up to the first separable block: convolution, BatchNorm and SiLU; behind a stem at full side also a pooling.
+    # Up to the first separable block: convolution, BatchNorm and SiLU; behind a stem at full resolution also a pooling.
     assert halved.layers[:3](images).shape == full.layers[:5](images).shape == (2, 6, 14, 14)
     assert full(images).shape == (2, 10) and full.layers[:1](images).shape == (2, 6, 28, 28)
     with pytest.raises(ValueError, match="stem_stride is 3; expected 1 or 2"):

@@ -1,0 +1,83 @@
+"""The moving average of the weights that is tested and kept in place of the last weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from kit.settings import real_number
+
+
+class WeightAverage:
+    """A moving average of the weights of `model` over about the last `share` of the steps so far, from 0 to 1.
+
+    After step t the average moves towards the new weights by k / (t + k - 1) of the way, where k = 1 / share
+    (polynomial-decay averaging; Shamir and Zhang, 2013). So it forgets the first steps however many follow. The
+    running statistics of BatchNorm are averaged as well, other buffers are not. Raises ValueError unless `share` is
+    above 0 and at most 1.
+
+    Within `training` the model holds the weights that are trained, outside of it their average:
+
+        average = WeightAverage(net, 0.1)
+        for epoch in range(15):
+            with average.training(optimizer):
+                train_epoch(net, train_batches, optimizer)
+            evaluate(net, test_batches)
+    """
+
+    def __init__(self, model: nn.Module, share: float) -> None:
+        if real_number("share", share, 1) == 0:
+            raise ValueError("share is 0; expected a number above 0 and at most 1")
+        self.span, self.steps = 1 / share, 0
+        self._in_model = _weights_of(model)
+        self._aside = [tensor.detach().clone() for tensor in self._in_model]
+
+    @contextmanager
+    def training(self, optimizer: Optimizer) -> Iterator[None]:
+        """Give the model back the weights that are trained, and average over the steps of `optimizer`."""
+        self._swap()
+        handle = optimizer.register_step_post_hook(lambda *_: self._add())
+        try:
+            yield
+        finally:
+            handle.remove()
+            self._swap()
+
+    def _add(self) -> None:
+        self.steps += 1
+        weight = self.span / (self.steps + self.span - 1)
+        get_ema_multi_avg_fn(1 - weight)(self._aside, self._in_model, self.steps)
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        copies = [tensor.clone() for tensor in self._in_model]
+        for tensor, other in zip(self._in_model, self._aside, strict=True):
+            tensor.copy_(other)
+        self._aside = copies
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must be saved beside the model: the weights that are trained, and the number of steps."""
+        return {"steps": self.steps, "weights": self._aside}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state of `state_dict`."""
+        for tensor, saved in zip(self._aside, state["weights"], strict=True):
+            tensor.copy_(saved)
+        self.steps = state["steps"]
+
+
+def _weights_of(model: nn.Module) -> list[Tensor]:
+    """Return the parameters of `model` and the running statistics of its normalisations, each once."""
+    norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+    statistics = chain.from_iterable((norm.running_mean, norm.running_var) for norm in norms)
+    tensors = {id(tensor): tensor for tensor in chain(model.parameters(), statistics) if tensor is not None}
+    return [tensor for tensor in tensors.values() if tensor.is_floating_point() or tensor.is_complex()]
