@@ -290,16 +290,16 @@ def is_clear(figures: dict[str, Any]) -> bool:
 
 
 def parts_text() -> str:
-    """Which changes to the recipe clearly raise the loss, and which do not: two sentences."""
-    rows = ablation_summary()[1:]
-    differences = {row["variant"]: row["loss"]["difference"] for row in rows if is_clear(row["loss"])}
-    worse = {name: difference for name, difference in differences.items() if difference["mean"] > 0}
-    clear = "; ".join(f"{name} ({difference['mean']:+.4f})" for name, difference in worse.items())
-    others = "; ".join(row["variant"] for row in rows if row["variant"] not in worse)
+    """Which changes to the recipe clearly raise the loss, and how many do not: two sentences."""
+    rows = [row for row in ablation_summary()[1:] if row["loss"]["difference"]]
+    changes = {row["variant"]: row["loss"]["difference"]["mean"] for row in rows}
+    worse = [row["variant"] for row in rows if is_clear(row["loss"]) and changes[row["variant"]] > 0]
+    first, *others = [name for name in changes if name not in worse]
     seeds = min(row["accuracy"]["difference"]["pairs"] for row in rows)
     return (
-        f"Over {seeds} paired seeds, these changes clearly raise the validation loss of `Net`: {clear}. "
-        f"These do not, each by itself: {others}."
+        f"Over {seeds} paired seeds, these changes clearly raise the validation loss of `Net`: "
+        f"{'; '.join(f'{name} ({changes[name]:+.4f})' for name in worse)}. "
+        f"{1 + len(others)} others do not, each by itself; the largest rise is {changes[first]:+.4f}, {first}."
     )
 
 

@@ -228,7 +228,7 @@ def test_the_ablation_is_judged_as_compare_does(results):
     assert rows[2][1:3] == ["0.0310 ± 0.0009", "+0.0100 (+0.0098 to +0.0102)"] and rows[1][2] == ""
     clear, unclear = tables.parts_text().split(". ")
     assert "worse (+0.0100)" in clear and "noise" not in clear
-    assert "another loss; noise" in unclear and "3 paired seeds" in clear
+    assert "1 others do not" in unclear and "-0.0002, noise" in unclear and "3 paired seeds" in clear
 
 
 def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):
