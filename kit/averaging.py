@@ -38,41 +38,44 @@ class WeightAverage:
             raise ValueError("share is 0; expected a number above 0 and at most 1")
         self.span, self.steps = 1 / share, 0
         self._in_model = _weights_of(model)
-        self._aside = [tensor.detach().clone() for tensor in self._in_model]
+        self._trained = [tensor.detach().clone() for tensor in self._in_model]
+        # In half precision the small moves of an average would be rounded away.
+        dtypes = [torch.promote_types(tensor.dtype, torch.float32) for tensor in self._trained]
+        self._average = [tensor.to(dtype, copy=True) for tensor, dtype in zip(self._trained, dtypes, strict=True)]
 
     @contextmanager
     def training(self, optimizer: Optimizer) -> Iterator[None]:
         """Give the model back the weights that are trained, and average over the steps of `optimizer`."""
-        self._swap()
+        _copy(self._trained, self._in_model)
         handle = optimizer.register_step_post_hook(lambda *_: self._add())
         try:
             yield
         finally:
             handle.remove()
-            self._swap()
+            _copy(self._in_model, self._trained)
+            _copy(self._average, self._in_model)
 
     def _add(self) -> None:
         self.steps += 1
         weight = self.span / (self.steps + self.span - 1)
-        get_ema_multi_avg_fn(1 - weight)(self._aside, self._in_model, self.steps)
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        copies = [tensor.clone() for tensor in self._in_model]
-        for tensor, other in zip(self._in_model, self._aside, strict=True):
-            tensor.copy_(other)
-        self._aside = copies
+        weights = [tensor.to(average.dtype) for tensor, average in zip(self._in_model, self._average, strict=True)]
+        get_ema_multi_avg_fn(1 - weight)(self._average, weights, self.steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must be saved beside the model: the weights that are trained, and the number of steps."""
-        return {"steps": self.steps, "weights": self._aside}
+        """Return what must be saved beside the model: the weights that are trained, the average, and the steps."""
+        return {"trained": self._trained, "average": self._average, "steps": self.steps}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state of `state_dict`."""
-        for tensor, saved in zip(self._aside, state["weights"], strict=True):
-            tensor.copy_(saved)
+        _copy(state["trained"], self._trained)
+        _copy(state["average"], self._average)
         self.steps = state["steps"]
+
+
+@torch.no_grad()
+def _copy(source: list[Tensor], target: list[Tensor]) -> None:
+    for tensor, other in zip(source, target, strict=True):
+        other.copy_(tensor)
 
 
 def _weights_of(model: nn.Module) -> list[Tensor]:

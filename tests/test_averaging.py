@@ -99,6 +99,17 @@ def test_a_loop_of_your_own_averages_too():
     assert not optimizer._optimizer_step_post_hooks  # steps outside of `training` do not count
 
 
+def test_weights_of_half_precision_are_averaged_in_full_precision():
+    net = nn.Linear(1, 1, bias=False).bfloat16()
+    optimizer, average = torch.optim.SGD(net.parameters(), lr=1.0), utils.WeightAverage(net, 1)
+    with average.training(optimizer):
+        for step in range(1000):
+            net.weight.data.fill_(float(step >= 500))
+            net.weight.grad = torch.zeros_like(net.weight)
+            optimizer.step()
+    assert net.weight.item() == 0.5 and net.weight.dtype == torch.bfloat16
+
+
 # --- What it leaves alone
 
 
