@@ -534,7 +534,7 @@ class Recipe:
     schedule: called as schedule(optimizer, steps, warmup); its step() is called after every batch.
     warmup: the share of all steps in which the learning rate rises.
     average: the weights that are tested and kept are a moving average over about this share of the steps so far (see
-        `WeightAverage`); 0 for the last weights.
+        `WeightAverage`); 0 for the last weights, which are better in trainings of fewer than about 200 steps.
     criterion: called as criterion(logits, labels); returns the mean loss of a batch.
     test_criterion: the same for the test loss; None takes `criterion`.
 
