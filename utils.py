@@ -421,7 +421,8 @@ def fit(
     `on_epoch(history)` is called after each epoch. `verbose` shows a bar and prints a line per epoch.
 
     With `average` above 0, the weights that are tested, and that `model` has after each epoch, are their moving
-    average over about that share of the steps so far (see `WeightAverage`). Training goes on from the last weights.
+    average over about that share of the steps so far (see `WeightAverage`). Training goes on from the last weights,
+    whatever `on_epoch` does to the average.
 
     With `checkpoint`, a file, every finished epoch is saved, after `on_epoch`, and the same call goes on after the
     last one saved, to the bit as if it had never stopped (on the CPU). A run whose data or settings differ is

@@ -76,6 +76,12 @@ def test_on_epoch_sees_the_weights_that_were_tested():
     assert seen == history.test_loss
 
 
+def test_training_goes_on_from_the_last_weights_whatever_on_epoch_does_to_the_average():
+    net = net_with_norm()
+    history = fit(net, average=0.5, on_epoch=lambda _: torch.nn.init.zeros_(net[0].weight))
+    assert history.train_loss == fit(net_with_norm()).train_loss
+
+
 def test_a_recipe_averages_unless_told_not_to():
     images = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     data, losses = utils.ImageData(images, torch.arange(64) % 2), []
