@@ -24,6 +24,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "headline": tables.headline,
     "results": tables.results_table,
     "accuracy": tables.accuracy_table,
+    "epochs": tables.epochs_table,
     "published": tables.published_table,
     "frontier": tables.frontier_table,
     "repeated": tables.repeated_table,

@@ -62,11 +62,31 @@ def headline() -> str:
         if not earlier_layers(speed, ["Net"])
     ]
     duration = f" and takes about {' or '.join(times)}" if times else ""
+    steady = 1 + max((epoch for epoch, value in enumerate(lowest_by_epoch(net), 1) if value < TARGET), default=0)
+    seeds = f"all {len(net['runs'])} seeds are at or above {TARGET:.2f} %"
+    soon = f" From epoch {steady} on, {seeds}." if steady <= net["epochs"] else ""
     return (
         f"A convolutional network of {net['parameters']:,} parameters reads MNIST's handwritten digits with "
         f"**{spread(finals(net))} %** test accuracy after {net['epochs']} epochs: mean and standard deviation of the "
-        f"**final** epoch over {len(net['runs'])} seeds. Training uses MNIST's own images alone{duration}."
+        f"**final** epoch over {len(net['runs'])} seeds.{soon} Training uses MNIST's own images alone{duration}."
     )
+
+
+def lowest_by_epoch(report: dict[str, Any]) -> list[float]:
+    """Return the lowest test accuracy over the seeds after each epoch."""
+    return [min(values) for values in zip(*(run["test_accuracy"] for run in report["runs"]), strict=True)]
+
+
+def epochs_table() -> str:
+    """The test accuracy of `Net` after some of the epochs."""
+    net, rows = read("accuracy-net"), []
+    for epoch in (epoch for epoch in (1, 2, 3, 4, 5, 10, 15) if epoch <= net["epochs"]):
+        values = [run["test_accuracy"][epoch - 1] for run in net["runs"]]
+        reached = sum(value >= TARGET for value in values)
+        rows.append(
+            [str(epoch), spread(values), f"{min(values):.2f} – {max(values):.2f}", f"{reached} of {len(values)}"]
+        )
+    return table(["epoch of 15", "test accuracy, %: mean ± sd", "min – max", f"seeds at or above {TARGET:.2f} %"], rows)
 
 
 def start_of_row(report: dict[str, Any]) -> list[str]:

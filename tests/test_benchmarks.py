@@ -108,6 +108,13 @@ def test_results_come_in_order_with_mean_deviation_and_seeds(results):
     records.write(results / "speed-avx2.json", slower | {"epoch": {"Net": {"kit_s": [24.0]}}})
     headline = tables.headline()
     assert "1,234 parameters" in headline and "**99.50 ± 0.10 %**" in headline
+    assert "From epoch 15 on, all 3 seeds are at or above 99.40 %." in headline
+    assert cells(tables.epochs_table())[-2:] == [
+        ["10", "90.00 ± 0.00", "90.00 – 90.00", "0 of 3"],
+        ["15", "99.50 ± 0.10", "99.40 – 99.60", "3 of 3"],
+    ]
+    put(results, "accuracy-net", "Net", [99.3, 99.5, 99.7])
+    assert "From epoch" not in tables.headline()
     cores = "minutes on 2 cores of an AMD EPYC"
     assert f"about 3 {cores} (AVX512) or 6 {cores} (AVX2)." in headline
 
