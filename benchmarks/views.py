@@ -1,7 +1,7 @@
-"""Test `Net` by five shifted views of each image (test-time augmentation): benchmarks/results/views.json.
+"""Test `Net` by one view of each image and by five (test-time augmentation): benchmarks/results/views.json.
 
-Each training is the same as that of accuracy.py with the same seed; the test alone differs. So the two files pair up,
-seed by seed. Runs that the file holds are not trained again.
+Both trainings of a seed are the same, the test alone differs, and it sees the last weights, not their average. Runs
+that the file holds are not trained again.
 
     python -m benchmarks.views
     python -m benchmarks.views --seeds 20-29
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import model
 import utils
-from benchmarks.accuracy import load, measure, new_parser
+from benchmarks.accuracy import Variant, load, measure, new_parser
 
 
 class NetByViews(nn.Module):
@@ -33,9 +33,13 @@ class NetByViews(nn.Module):
 def main() -> None:
     parser = new_parser(__doc__, "20-39")
     options = parser.parse_args()
-    variants = {"five shifted views": (NetByViews, replace(utils.Recipe(), epochs=options.epochs))}
+    recipe = replace(utils.Recipe(), epochs=options.epochs, average=0)
+    variants: dict[str, Variant] = {"one view": (model.Net, recipe), "five shifted views": (NetByViews, recipe)}
     measure(options.results / "views.json", variants, load("mnist"), options)
 
 
 if __name__ == "__main__":
-    main()
+    # Imported by its name, so that the settings in the file say benchmarks.views and not __main__.
+    from benchmarks import views
+
+    views.main()
