@@ -50,6 +50,10 @@ def finals(report: dict[str, Any]) -> list[float]:
     return [run["test_accuracy"][-1] for run in report["runs"]]
 
 
+def finals_of(report: dict[str, Any], variant: str) -> list[float]:
+    return [run["test_accuracy"][-1] for run in report["runs"] if run["variant"] == variant]
+
+
 def spread(values: list[float]) -> str:
     return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
@@ -62,7 +66,8 @@ def headline() -> str:
         if not earlier_layers(speed, ["Net"])
     ]
     duration = f" and takes about {' or '.join(times)}" if times else ""
-    steady = 1 + max((epoch for epoch, value in enumerate(lowest_by_epoch(net), 1) if value < TARGET), default=0)
+    lowest = map(min, zip(*(run["test_accuracy"] for run in net["runs"]), strict=True))  # over the seeds
+    steady = 1 + max((epoch for epoch, value in enumerate(lowest, 1) if value < TARGET), default=0)
     seeds = f"all {len(net['runs'])} seeds are at or above {TARGET:.2f} %"
     soon = f" From epoch {steady} on, {seeds}." if steady <= net["epochs"] else ""
     return (
@@ -70,11 +75,6 @@ def headline() -> str:
         f"**{spread(finals(net))} %** test accuracy after {net['epochs']} epochs: mean and standard deviation of the "
         f"**final** epoch over {len(net['runs'])} seeds.{soon} Training uses MNIST's own images alone{duration}."
     )
-
-
-def lowest_by_epoch(report: dict[str, Any]) -> list[float]:
-    """Return the lowest test accuracy over the seeds after each epoch."""
-    return [min(values) for values in zip(*(run["test_accuracy"] for run in report["runs"]), strict=True)]
 
 
 def epochs_table() -> str:
@@ -86,7 +86,10 @@ def epochs_table() -> str:
         rows.append(
             [str(epoch), spread(values), f"{min(values):.2f} – {max(values):.2f}", f"{reached} of {len(values)}"]
         )
-    return table(["epoch of 15", "test accuracy, %: mean ± sd", "min – max", f"seeds at or above {TARGET:.2f} %"], rows)
+    return table(
+        [f"epoch of {net['epochs']}", "test accuracy, %: mean ± sd", "min – max", f"seeds at or above {TARGET:.2f} %"],
+        rows,
+    )
 
 
 def start_of_row(report: dict[str, Any]) -> list[str]:
@@ -106,7 +109,7 @@ def views_row() -> list[str]:
     """`Net` tested by five views of each image: a row of its own, since it is another test."""
     report = read("views")
     _, five = report["variants"]
-    values = finals({"runs": [run for run in report["runs"] if run["variant"] == five]})
+    values = finals_of(report, five)
     return [
         "`Net`, its last weights tested by [five views](docs/results.md#five-views-of-each-image) of each image",
         *start_of_row(report)[1:3],
@@ -118,7 +121,7 @@ def highest_published_row() -> list[str]:
     """The published training with the highest accuracy, as it was trained again by its own recipe."""
     published, repeated = max(read("published"), key=lambda entry: entry["accuracy"]), read("repeated")
     first = next(iter(repeated["variants"]))
-    values = finals({"runs": [run for run in repeated["runs"] if run["variant"] == first]})
+    values = finals_of(repeated, first)
     return [
         f"[the highest published]({published['place']}), trained again by its own recipe",
         f"{repeated['parameters']:,}",
@@ -203,7 +206,7 @@ def repeated_table() -> str:
     repeated, net = read("repeated"), read("accuracy-net")
     rows = []
     for name in repeated["variants"]:
-        values = finals({"runs": [run for run in repeated["runs"] if run["variant"] == name]})
+        values = finals_of(repeated, name)
         rows.append([f"the published network, {name}", repeated["parameters"], values])
     rows.append(["`Net`, this kit's recipe", net["parameters"], finals(net)])
     return table(
