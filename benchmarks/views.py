@@ -1,7 +1,6 @@
 """Test `Net` by one view of each image and by five (test-time augmentation): benchmarks/results/views.json.
 
-Both trainings of a seed are the same, the test alone differs, and it sees the last weights, not their average. Runs
-that the file holds are not trained again.
+Both trainings of a seed are the same, the test alone differs. Runs that the file holds are not trained again.
 
     python -m benchmarks.views
     python -m benchmarks.views --seeds 20-29
@@ -33,7 +32,7 @@ class NetByViews(nn.Module):
 def main() -> None:
     parser = new_parser(__doc__, "20-39")
     options = parser.parse_args()
-    recipe = replace(utils.Recipe(), epochs=options.epochs, average=0)
+    recipe = replace(utils.Recipe(), epochs=options.epochs)
     variants: dict[str, Variant] = {"one view": (model.Net, recipe), "five shifted views": (NetByViews, recipe)}
     measure(options.results / "views.json", variants, load("mnist"), options)
 
