@@ -1,6 +1,6 @@
-"""Test `Net` by one view of each image and by five (test-time augmentation): benchmarks/results/views.json.
+"""Test `Net` by five views of each image (test-time augmentation): benchmarks/results/views.json.
 
-Both trainings of a seed are the same, the test alone differs. Runs that the file holds are not trained again.
+The trainings are those of accuracy-net.json, the test alone differs. Runs that the file holds are not trained again.
 
     python -m benchmarks.views
     python -m benchmarks.views --seeds 20-29
@@ -30,10 +30,10 @@ class NetByViews(nn.Module):
 
 
 def main() -> None:
-    parser = new_parser(__doc__, "20-39")
-    options = parser.parse_args()
-    recipe = replace(utils.Recipe(), epochs=options.epochs)
-    variants: dict[str, Variant] = {"one view": (model.Net, recipe), "five shifted views": (NetByViews, recipe)}
+    options = new_parser(__doc__, "20-39").parse_args()
+    variants: dict[str, Variant] = {
+        "five shifted views": (NetByViews, replace(utils.Recipe(), epochs=options.epochs))
+    }
     measure(options.results / "views.json", variants, load("mnist"), options)
 
 
