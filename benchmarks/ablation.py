@@ -1,9 +1,8 @@
 """Measure each part of the recipe on validation images: the whole recipe, then one part changed at a time.
 
-50,000 of the training images train and the other 10,000 judge; the test set is not touched. All variants are compared
-with the whole recipe seed by seed, by accuracy and by loss. `Net` and its recipe are simpler since, because of this
-ablation, and the weights are averaged; the variant TODAY is what they are now. Runs that the file holds are not
-trained again:
+Each seed sets 10,000 of the training images aside to judge on and trains on the other 50,000; the test set is not
+touched. All variants are compared with the whole recipe seed by seed, by accuracy and by loss. Runs that the file holds
+are not trained again.
 
     python -m benchmarks.ablation
     python -m benchmarks.ablation --seeds 106-109 --parts "no augmentation"
@@ -26,8 +25,6 @@ import utils
 from benchmarks.accuracy import Variant, measure, new_parser
 
 WHOLE = "the whole recipe"
-TODAY = "no shear, a simpler blur and averaged weights, which is today's recipe"
-Augment = partial(utils.Augment, shear=10.0)  # that of the whole recipe
 
 
 def changed(net: model.Net, replaced: type[nn.Module], *layers: nn.Module) -> model.Net:
@@ -37,18 +34,13 @@ def changed(net: model.Net, replaced: type[nn.Module], *layers: nn.Module) -> mo
     return net
 
 
-def tested_net(dropout: float = 0.0) -> model.Net:
-    """Return `Net` with the binomial blur (1 2 1), which is the mean of 2 x 2 taken twice, in its pooling."""
-    return changed(model.Net(dropout=dropout), nn.AvgPool2d, nn.AvgPool2d(2, stride=1, padding=1), nn.AvgPool2d(2))
-
-
 def net_with(replaced: type[nn.Module], *layers: nn.Module) -> model.Net:
-    """Return the tested network with `layers`, or nothing, in place of every layer of the kind `replaced`."""
-    return changed(tested_net(), replaced, *layers)
+    """Return `Net` with `layers`, or nothing, in place of every layer of the kind `replaced`."""
+    return changed(model.Net(), replaced, *layers)
 
 
 def with_max_pooling() -> model.Net:
-    """Return the tested network with the maximum of each 2 x 2 in place of the anti-aliased pooling."""
+    """Return `Net` with the maximum of each 2 x 2 in place of the anti-aliased pooling."""
     net = net_with(nn.AvgPool2d)  # without the blur
     (pooling,) = (layer for layer in net.layers if isinstance(layer, nn.MaxPool2d))
     pooling.stride = 2
@@ -56,7 +48,7 @@ def with_max_pooling() -> model.Net:
 
 
 def simple_net() -> nn.Module:
-    """Return the tested network with ReLU and max pooling, without channel attention."""
+    """Return `Net` with ReLU and max pooling, without channel attention."""
     return changed(changed(with_max_pooling(), model.ChannelAttention), nn.SiLU, nn.ReLU())
 
 
@@ -66,35 +58,34 @@ SMOOTH = partial(F.cross_entropy, label_smoothing=0.1)
 
 # Each part as (what makes the network, the settings that differ from the whole recipe).
 PARTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
-    "no augmentation": (tested_net, {"augment": None}),
-    "without rotation": (tested_net, {"augment": Augment(rotation=0)}),
-    "without translation": (tested_net, {"augment": Augment(translation=0)}),
-    "without scale": (tested_net, {"augment": Augment(scale=0)}),
-    "without shear": (tested_net, {"augment": utils.Augment()}),
-    "without elastic displacement": (tested_net, {"augment": Augment(elastic=0)}),
-    "with erasing, probability 0.25": (tested_net, {"augment": Augment(erasing=0.25)}),
-    "augmented to the end, no plain last epochs": (tested_net, {"plain_epochs": 0}),
-    "AdamW in place of Muon": (tested_net, {"optimizer": ADAMW, "lr": 0.02}),
-    "SGD with Nesterov momentum in place of Muon": (tested_net, {"optimizer": SGD, "lr": 0.2}),
-    "warm-up of 20 %": (tested_net, {"warmup": 0.2}),
-    "label smoothing of 0.1": (tested_net, {"criterion": SMOOTH, "test_criterion": F.cross_entropy}),
+    "no augmentation": (model.Net, {"augment": None}),
+    "without rotation": (model.Net, {"augment": utils.Augment(rotation=0)}),
+    "without translation": (model.Net, {"augment": utils.Augment(translation=0)}),
+    "without scale": (model.Net, {"augment": utils.Augment(scale=0)}),
+    "without elastic displacement": (model.Net, {"augment": utils.Augment(elastic=0)}),
+    "with shear of up to 10 degrees": (model.Net, {"augment": utils.Augment(shear=10)}),
+    "with erasing, probability 0.25": (model.Net, {"augment": utils.Augment(erasing=0.25)}),
+    "augmented to the end, no plain last epochs": (model.Net, {"plain_epochs": 0}),
+    "the last weights in place of their average": (model.Net, {"average": 0}),
+    "AdamW in place of Muon": (model.Net, {"optimizer": ADAMW, "lr": 0.02}),
+    "SGD with Nesterov momentum in place of Muon": (model.Net, {"optimizer": SGD, "lr": 0.2}),
+    "warm-up of 20 %": (model.Net, {"warmup": 0.2}),
+    "label smoothing of 0.1": (model.Net, {"criterion": SMOOTH, "test_criterion": F.cross_entropy}),
     "ReLU in place of SiLU": (partial(net_with, nn.SiLU, nn.ReLU()), {}),
     "without channel attention": (partial(net_with, model.ChannelAttention), {}),
     "max pooling in place of anti-aliased pooling": (with_max_pooling, {}),
-    "ReLU, max pooling, no attention, no shear and no plain epochs at once": (
+    "ReLU, max pooling, no attention, no plain epochs and no average at once": (
         simple_net,
-        {"augment": utils.Augment(), "plain_epochs": 0},
+        {"plain_epochs": 0, "average": 0},
     ),
-    "no shear and a simpler blur": (model.Net, {"augment": utils.Augment()}),
-    TODAY: (model.Net, {"augment": utils.Augment(), "average": utils.Recipe().average}),
-    "dropout of 0.1 before the classifier": (partial(tested_net, dropout=0.1), {}),
+    "dropout of 0.1 before the classifier": (partial(model.Net, dropout=0.1), {}),
 }
 
 
 def variants(parts: list[str], epochs: int) -> dict[str, Variant]:
     """Return the whole recipe and `parts`, each as (network, recipe)."""
-    recipe = utils.Recipe(epochs=epochs, augment=Augment(), average=0)
-    chosen: dict[str, Variant] = {WHOLE: (tested_net, recipe)}
+    recipe = utils.Recipe(epochs=epochs)
+    chosen: dict[str, Variant] = {WHOLE: (model.Net, recipe)}
     for name in parts:
         network, changes = PARTS[name]
         chosen[name] = network, replace(recipe, **changes)
@@ -105,7 +96,7 @@ def main() -> None:
     parser = new_parser(__doc__, "100-105")  # not those of accuracy.py
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), metavar="PART")
     options = parser.parse_args()
-    data = utils.split(utils.load_mnist()[0], 10_000)
+    data = utils.load_mnist()[0], 10_000
     measure(options.results / "ablation.json", variants(options.parts, options.epochs), data, options)
 
 

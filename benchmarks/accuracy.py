@@ -32,12 +32,13 @@ from kit.settings import as_plain, differences
 
 RUNS = ROOT / "runs" / "benchmarks"  # every finished run at once, so that nothing is lost; git ignores it
 Variant = tuple[Callable[[], nn.Module], utils.Recipe]
-Data = tuple[utils.ImageData, utils.ImageData]  # to train on, and to test on
+# To train on, and to test on; a number is as many of the training images, which each seed draws for itself.
+Data = tuple[utils.ImageData, utils.ImageData | int]
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 DIGITS = {"train_loss": 5, "train_accuracy": 3, "test_loss": 5, "test_accuracy": 2, "seconds": 2}
 
 
-def load(dataset: str) -> Data:
+def load(dataset: str) -> tuple[utils.ImageData, utils.ImageData]:
     """Return "mnist" or "fashion-mnist" (Xiao et al., 2017) as (train, test); the latter may be downloaded."""
     if dataset == "mnist":
         return utils.load_mnist()
@@ -51,7 +52,7 @@ def load(dataset: str) -> Data:
     return replace(train, source=dataset), replace(test, source=dataset)
 
 
-def new_head(variants: dict[str, Variant], train: utils.ImageData, test: utils.ImageData) -> dict[str, Any]:
+def new_head(variants: dict[str, Variant], train: utils.ImageData, test: utils.ImageData | int) -> dict[str, Any]:
     """Return what must be equal for all runs of a result file; of a variant, what differs from the first."""
     (make_network, recipe), *_ = variants.values()
     network = make_network()
@@ -60,13 +61,17 @@ def new_head(variants: dict[str, Variant], train: utils.ImageData, test: utils.I
         for name, (make, own) in variants.items()
     }
     config = settings[next(iter(variants))]
+    images: dict[str, Any]
+    if isinstance(test, int):
+        images = {"train_images": len(train) - test, "test_images": test, "split": "by seed"}
+    else:
+        images = {"train_images": len(train), "test_images": len(test), "split": None}
     return {
         "network": type(network).__name__,
         "dataset": train.source,
         "parameters": model.count_parameters(network),
         "epochs": recipe.epochs,
-        "train_images": len(train),
-        "test_images": len(test),
+        **images,
         "config": config | {"device": utils.get_device().type},
         "variants": {
             name: {key: value for key, value in own.items() if value != config[key]} for name, own in settings.items()

@@ -108,10 +108,9 @@ def results_table() -> str:
 def views_row() -> list[str]:
     """`Net` tested by five views of each image: a row of its own, since it is another test."""
     report = read("views")
-    _, five = report["variants"]
-    values = finals_of(report, five)
+    values = finals(report)
     return [
-        "`Net`, its last weights tested by [five views](docs/results.md#five-views-of-each-image) of each image",
+        "`Net`, tested by [five views](docs/results.md#five-views-of-each-image) of each image",
         *start_of_row(report)[1:3],
         f"{spread(values)}, {len(values)} seeds",
     ]
@@ -220,10 +219,7 @@ def repeated_table() -> str:
 
 def views_table() -> str:
     """`Net` tested by one view of each image and by five, over the seeds that both have."""
-    report = read("views")
-    one, five = (
-        {run["seed"]: run for run in report["runs"] if run["variant"] == variant} for variant in report["variants"]
-    )
+    one, five = ({run["seed"]: run for run in read(name)["runs"]} for name in ("accuracy-net", "views"))
     seeds = sorted(one.keys() & five.keys())
     values = [[runs[seed]["test_accuracy"][-1] for seed in seeds] for runs in (one, five)]
     names = ["one view", "five views, `ShiftedViews`"]

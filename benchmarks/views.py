@@ -31,9 +31,7 @@ class NetByViews(nn.Module):
 
 def main() -> None:
     options = new_parser(__doc__, "20-39").parse_args()
-    variants: dict[str, Variant] = {
-        "five shifted views": (NetByViews, replace(utils.Recipe(), epochs=options.epochs))
-    }
+    variants: dict[str, Variant] = {"five shifted views": (NetByViews, replace(utils.Recipe(), epochs=options.epochs))}
     measure(options.results / "views.json", variants, load("mnist"), options)
 
 

@@ -91,6 +91,8 @@ def test_other_settings_are_refused_before_anything_is_trained(tmp_path, data, m
         measure(path, data, [1], {"Nano": (change.pop("network", Nano), replace(RECIPE, **change))})
     with pytest.raises(SystemExit, match="train_images: saved 40, now 30"):
         measure(path, (data[0][:30], data[1]), [1])
+    with pytest.raises(SystemExit, match="split: saved None, now 'by seed'"):
+        measure(path, (data[0], 10), [1])
     assert json.loads(path.read_text()) == before
 
 
@@ -133,7 +135,9 @@ def test_failed_runs_are_told_and_left_out(tmp_path, data):
 
 def test_every_part_of_the_ablation_makes_a_network_and_changes_something():
     variants = ablation.variants(list(ablation.PARTS), epochs=15)
-    settings = accuracy.new_head(variants, *[ImageData(torch.ones(10, 1, 8, 8), torch.arange(10))] * 2)["variants"]
+    head = accuracy.new_head(variants, ImageData(torch.ones(10, 1, 8, 8), torch.arange(10)), 3)
+    assert (head["train_images"], head["test_images"], head["split"]) == (7, 3, "by seed")
+    settings = head["variants"]
     assert len(settings) == len(ablation.PARTS) + 1 and settings[ablation.WHOLE] == {}
     for name, (make, recipe) in variants.items():
         assert make()(torch.zeros(2, 1, 28, 28)).shape == (2, 10) and recipe.epochs == 15
@@ -146,14 +150,6 @@ def test_every_part_of_the_ablation_makes_a_network_and_changes_something():
     simple = ablation.simple_net()
     assert count_parameters(simple) == count_parameters(without)
     assert not any(name in str(simple) for name in ("SiLU", "Attention", "AvgPool2d"))
-
-
-def test_the_tested_network_has_a_binomial_blur():
-    maps, line = torch.randn(2, 3, 13, 13), torch.tensor([0.25, 0.5, 0.25])
-    blur = [layer for layer in ablation.tested_net().layers if isinstance(layer, torch.nn.AvgPool2d)]
-    kernel = torch.outer(line, line).expand(3, 1, 3, 3)
-    expected = torch.nn.functional.conv2d(maps, kernel, stride=2, padding=1, groups=3)
-    assert torch.allclose(torch.nn.Sequential(*blur)(maps), expected, atol=1e-6)
 
 
 def test_the_check_of_compare_tells_equal_variants_from_a_worse_one(tmp_path, data, monkeypatch):
