@@ -250,7 +250,7 @@ class Batches:
         self.device = get_device() if device is None else torch.device(device)
         if seed is None:  # drawn only where it is used: batches in order leave the global generator alone
             seed = int(torch.randint(2**31, (), device="cpu")) if self._trains() else 0
-        self.seed = seed
+        self.seed = whole_number("seed", seed, 0)
         self.generator = torch.Generator("cpu").manual_seed(self.seed)
         try:
             self._images, self._labels = data.images.to(self.device), data.labels.to(self.device)
@@ -422,7 +422,7 @@ def fit(
 
     With `average` above 0, the weights that are tested, and that `model` has after each epoch, are their moving
     average over about that share of the steps so far (see `WeightAverage`). Training goes on from the last weights,
-    whatever `on_epoch` does to the average.
+    whatever `on_epoch` does to the average; another call of `fit` starts from the average that this one leaves.
 
     With `checkpoint`, a file, every finished epoch is saved, after `on_epoch`, and the same call goes on after the
     last one saved, to the bit as if it had never stopped (on the CPU). A run whose data or settings differ is
@@ -444,11 +444,6 @@ def fit(
     epochs, average = whole_number("epochs", epochs), real_number("average", average, 1)
     step_after = what_steps(optimizer, scheduler, scheduler_step)
     _check_parameters(model, criterion, optimizer)
-    if average and not hasattr(optimizer, "register_step_post_hook"):
-        raise TypeError(
-            f"optimizer is {type(optimizer).__name__}, which calls no hook after a step, as torch's own optimizers do; "
-            "give average=0"
-        )
     for name, batches in {"train_batches": train_batches, "test_batches": test_batches}.items():
         _refuse_images(name, batches)
     keep_freed_memory()

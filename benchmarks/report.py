@@ -25,6 +25,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "results": tables.results_table,
     "accuracy": tables.accuracy_table,
     "epochs": tables.epochs_table,
+    "luck": tables.luck_text,
     "published": tables.published_table,
     "frontier": tables.frontier_table,
     "repeated": tables.repeated_table,

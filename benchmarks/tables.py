@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import combinations
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -89,6 +90,16 @@ def epochs_table() -> str:
     return table(
         [f"epoch of {net['epochs']}", "test accuracy, %: mean ± sd", "min – max", f"seeds at or above {TARGET:.2f} %"],
         rows,
+    )
+
+
+def luck_text() -> str:
+    """How far two runs of the same training lie apart."""
+    values = finals(read("accuracy-net"))
+    apart = [abs(one - other) for one, other in combinations(values, 2)]
+    return (
+        f"Two runs of the same training differ by {mean(apart):.2f} points on average, and by up to {max(apart):.2f} "
+        f"among the {len(values)} runs of `Net`."
     )
 
 

@@ -20,9 +20,9 @@ class WeightAverage:
     """A moving average of the weights of `model` over about the last `share` of the steps so far, from 0 to 1.
 
     After step t the average moves towards the new weights by k / (t + k - 1) of the way, where k = 1 / share
-    (polynomial-decay averaging; Shamir and Zhang, 2013). So it forgets the first steps however many follow. The
-    running statistics of BatchNorm are averaged as well, other buffers are not. Raises ValueError unless `share` is
-    above 0 and at most 1.
+    (polynomial-decay averaging; Shamir and Zhang, 2013). With a share below 1, the first steps count for less and
+    less, however long the training lasts. The running statistics of BatchNorm are averaged as well, other buffers are
+    not. Raises ValueError unless `share` is above 0 and at most 1.
 
     Within `training` the model holds the weights that are trained, outside of it their average:
 
@@ -37,28 +37,52 @@ class WeightAverage:
         if real_number("share", share, 1) == 0:
             raise ValueError("share is 0; expected a number above 0 and at most 1")
         self.span, self.steps = 1 / share, 0
-        self._in_model = _weights_of(model)
-        self._trained = [tensor.detach().clone() for tensor in self._in_model]
-        # In half precision the small moves of an average would be rounded away.
-        dtypes = [torch.promote_types(tensor.dtype, torch.float32) for tensor in self._trained]
-        self._average = [tensor.to(dtype, copy=True) for tensor, dtype in zip(self._trained, dtypes, strict=True)]
+        self._model, self._in_training = model, False
+        # Both are empty until the first step, and within `training` the first holds the model's own tensors.
+        self._trained: list[Tensor] = []
+        self._average: list[Tensor] = []
 
     @contextmanager
     def training(self, optimizer: Optimizer) -> Iterator[None]:
-        """Give the model back the weights that are trained, and average over the steps of `optimizer`."""
-        _copy(self._trained, self._in_model)
-        handle = optimizer.register_step_post_hook(lambda *_: self._add())
+        """Give the model back the weights that are trained, and average over the steps of `optimizer`.
+
+        Raises TypeError if `optimizer` calls no hook after a step, RuntimeError for one `training` within another.
+        """
+        if self._in_training:
+            raise RuntimeError("this average is in training already; leave the outer `with` first")
+        no_hook = TypeError(
+            f"optimizer is {type(optimizer).__name__}, which calls no hook after a step, as torch's own optimizers do; "
+            "give average=0"
+        )
+        try:
+            handle = optimizer.register_step_post_hook(lambda *_: self._add())
+        except AttributeError:
+            raise no_hook from None
+        in_model = _weights_of(self._model)  # anew each time: `Module.to` makes other buffers
+        if self.steps:
+            _copy(self._trained, in_model)
+        self._trained, self._in_training = in_model, True
         try:
             yield
+            if not self.steps:
+                raise no_hook
         finally:
             handle.remove()
-            _copy(self._in_model, self._trained)
-            _copy(self._average, self._in_model)
+            self._in_training = False
+            if self.steps:
+                self._trained = [tensor.detach().clone() for tensor in in_model]
+                for average, weights in zip(self._average, self._trained, strict=True):
+                    # Infinity less infinity is no number, so an infinite weight (a frozen mask) is taken as it is.
+                    average.copy_(average.where(~average.isnan(), weights.to(average.dtype)))
+                _copy(self._average, in_model)
 
     def _add(self) -> None:
         self.steps += 1
+        if self.steps == 1:
+            self._average = _precise(self._trained)
+            return
         weight = self.span / (self.steps + self.span - 1)
-        weights = [tensor.to(average.dtype) for tensor, average in zip(self._in_model, self._average, strict=True)]
+        weights = [tensor.to(average.dtype) for tensor, average in zip(self._trained, self._average, strict=True)]
         get_ema_multi_avg_fn(1 - weight)(self._average, weights, self.steps)
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,10 +90,20 @@ class WeightAverage:
         return {"trained": self._trained, "average": self._average, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state of `state_dict`."""
+        """Take over a state of `state_dict`, outside of `training`; ValueError for one of another network."""
+        now = _weights_of(self._model) if state["steps"] else []
+        for saved in (state["trained"], state["average"]):
+            if [tensor.shape for tensor in saved] != [tensor.shape for tensor in now]:
+                raise ValueError("state is the average of another network: its weights have other shapes")
+        self._trained = [tensor.detach().clone() for tensor in now]
+        self._average, self.steps = _precise(now), state["steps"]
         _copy(state["trained"], self._trained)
         _copy(state["average"], self._average)
-        self.steps = state["steps"]
+
+
+def _precise(tensors: list[Tensor]) -> list[Tensor]:
+    """Return copies in single precision at least: in half precision an average's small moves would be rounded away."""
+    return [tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True) for tensor in tensors]
 
 
 @torch.no_grad()

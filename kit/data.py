@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kit.settings import whole_number
+
 
 @dataclass(eq=False, repr=False)
 class ImageData:
@@ -284,7 +286,8 @@ def split(data: ImageData, validation: int, *, seed: int = 0) -> tuple[ImageData
     """Split `data` into (train, validation): exactly `validation` images set aside, the same share of every class.
 
     `seed` decides which images are drawn. Both parts keep the order of `data` and carry the statistics of the train
-    part alone. Raises ValueError unless `validation` is a whole number from 1 to len(data) - 1.
+    part alone. Raises ValueError unless `validation` is a whole number from 1 to len(data) - 1 and `seed` one of at
+    least 0.
     """
     if isinstance(validation, bool) or not isinstance(validation, (int, np.integer)):
         raise ValueError(
@@ -302,7 +305,7 @@ def split(data: ImageData, validation: int, *, seed: int = 0) -> tuple[ImageData
     shares = counts * int(validation) // len(data)
     remainders = counts * int(validation) % len(data)
     shares[remainders.argsort(descending=True, stable=True)[: int(validation) - int(shares.sum())]] += 1
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(whole_number("seed", seed, 0))
     held_out = torch.zeros(len(data), dtype=torch.bool, device="cpu")
     for label, share in enumerate(shares.tolist()):
         members = (labels == label).nonzero().squeeze(1)

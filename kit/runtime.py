@@ -21,6 +21,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from kit.settings import whole_number
+
 # ------------------------------------------------------------------------------------------- Seeds and devices
 
 
@@ -28,8 +30,9 @@ def seed_everything(seed: int) -> None:
     """Seed the random generators of PyTorch (every device), Python and NumPy with `seed`, from 0 to 2**32 - 1."""
     import numpy
 
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed!r}; give a whole number from 0 to 2**32 - 1")
+    seed = whole_number("seed", seed, 0)
+    if seed >= 2**32:  # NumPy's limit
+        raise ValueError(f"seed is {seed}; expected a whole number from 0 to 2**32 - 1")
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)

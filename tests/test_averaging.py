@@ -105,6 +105,47 @@ def test_a_loop_of_your_own_averages_too():
     assert not optimizer._optimizer_step_post_hooks  # steps outside of `training` do not count
 
 
+def test_weights_that_are_loaded_before_the_first_step_are_trained():
+    loaded, net = net_with_norm(), net_with_norm()
+    nn.init.ones_(net[0].weight)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    average = utils.WeightAverage(net, 0.5)
+    net.load_state_dict(loaded.state_dict())
+    with average.training(optimizer):
+        assert utils.train_epoch(net, points(), optimizer).loss == fit(loaded, epochs=1).train_loss[0]
+
+
+def test_statistics_are_averaged_though_on_epoch_moves_the_network_and_back():
+    net, moved = net_with_norm(), net_with_norm()
+    history = fit(net, average=0.3)
+    assert fit(moved, average=0.3, on_epoch=lambda _: moved.double().float()).test_loss == history.test_loss
+    assert torch.equal(moved[1].running_var, net[1].running_var)
+
+
+def test_lazy_layers_are_averaged_from_their_first_step_on():
+    def train(average: float) -> list[float]:
+        torch.manual_seed(0)
+        return fit(nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.LazyLinear(2)), average=average).test_loss
+
+    assert train(0.5) != train(0)
+
+
+def test_a_state_is_that_of_now_and_fits_one_network_alone():
+    net, twin = net_with_norm(), net_with_norm()
+    optimizer, average = torch.optim.SGD(net.parameters(), lr=0.1), utils.WeightAverage(net, 0.5)
+    with average.training(optimizer):
+        utils.train_epoch(net, points(), optimizer)
+        state, trained = average.state_dict(), net[0].weight.clone()
+        assert torch.equal(state["trained"][0], trained)
+        other = utils.WeightAverage(twin, 0.5)
+        other.load_state_dict(state)
+    with other.training(torch.optim.SGD(twin.parameters(), lr=0.1)):
+        assert torch.equal(twin[0].weight, trained)
+    assert torch.equal(twin[0].weight, net[0].weight) and other.steps == 4
+    with pytest.raises(ValueError, match="state is the average of another network"):
+        utils.WeightAverage(nn.Sequential(nn.Linear(1, 8)), 0.5).load_state_dict(state)
+
+
 def test_weights_of_half_precision_are_averaged_in_full_precision():
     net = nn.Linear(1, 1, bias=False).bfloat16()
     optimizer, average = torch.optim.SGD(net.parameters(), lr=1.0), utils.WeightAverage(net, 1)
@@ -135,6 +176,27 @@ def test_other_buffers_stay_as_they_are():
     fit(net, average=0.5)
     assert net.mask.tolist() == [0.0, -math.inf] and net.calls == 24
     assert net.linear.weight.isfinite().all()
+
+
+def test_a_frozen_mask_of_infinities_stays_and_hides_no_divergence():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(5, 2)
+            self.mask = nn.Parameter(torch.tensor([0.0, -math.inf]), requires_grad=False)
+
+        def forward(self, inputs):
+            return self.linear(inputs) + 0 * self.mask.exp()
+
+    net = Masked()
+    history = fit(net, average=0.3)
+    assert net.mask.tolist() == [0.0, -math.inf] and all(map(math.isfinite, history.test_loss))
+    optimizer, average = torch.optim.SGD(net.linear.parameters(), lr=0.1), utils.WeightAverage(net, 0.3)
+    with average.training(optimizer):
+        utils.train_epoch(net, points(), optimizer)
+        net.linear.bias.data.fill_(math.nan)
+        optimizer.step()
+    assert net.linear.bias.isnan().all()
 
 
 def test_frozen_weights_stay_equal_to_the_bit():
@@ -193,8 +255,28 @@ def test_an_optimizer_without_hooks_is_refused_only_where_one_is_needed():
         def step(self):
             self.inner.step()
 
+    class Unhooked(Wrapper, torch.optim.Optimizer):
+        """As some wrappers are: a torch optimizer whose own `__init__`, which puts the hooks in, is not called."""
+
+    class Silent(Unhooked):
+        def register_step_post_hook(self, hook):
+            return self.inner.register_step_pre_hook(lambda *_: None)
+
     net = net_with_norm()
-    wrapper = Wrapper(torch.optim.SGD(net.parameters(), lr=0.1))
-    with pytest.raises(TypeError, match=r"optimizer is Wrapper, which calls no hook after a step.*give average=0"):
-        fit(net, optimizer=wrapper, average=0.1)
-    assert len(fit(net, optimizer=wrapper)) == 3
+    for kind in (Wrapper, Unhooked, Silent):
+        wrapper = kind(torch.optim.SGD(net.parameters(), lr=0.1))
+        with pytest.raises(
+            TypeError, match=rf"optimizer is {kind.__name__}, which calls no hook after a step.*average=0"
+        ):
+            fit(net, optimizer=wrapper, average=0.1)
+        assert len(fit(net, optimizer=wrapper)) == 3
+
+
+def test_training_within_training_is_refused():
+    net = net_with_norm()
+    optimizer, average = torch.optim.SGD(net.parameters(), lr=0.1), utils.WeightAverage(net, 0.5)
+    for _ in range(2):
+        with average.training(optimizer), pytest.raises(RuntimeError, match="leave the outer `with` first"):
+            optimizer.step()
+            with average.training(optimizer):
+                pass

@@ -106,6 +106,7 @@ def test_results_come_in_order_with_mean_deviation_and_seeds(results):
     records.write(results / "speed.json", head | {"epoch": {"Net": {"kit_s": [9.0, 12.0, 16.0]}}})
     slower = head | {"machine": head["machine"] | {"instructions": "AVX2"}}
     records.write(results / "speed-avx2.json", slower | {"epoch": {"Net": {"kit_s": [24.0]}}})
+    assert "differ by 0.13 points on average, and by up to 0.20 among the 3 runs" in tables.luck_text()
     headline = tables.headline()
     assert "1,234 parameters" in headline and "**99.50 ± 0.10 %**" in headline
     assert "From epoch 15 on, all 3 seeds are at or above 99.40 %." in headline

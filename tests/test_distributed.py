@@ -31,7 +31,7 @@ def many() -> utils.ImageData:
 
 
 def linear_net() -> nn.Module:
-    torch.manual_seed(0)
+    torch.manual_seed(rank())  # the first process sends its weights to the others
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 
 
@@ -70,10 +70,9 @@ class CtrlC(utils.Batches):
 
 def random_run(checkpoint: Path | None, *, batches=None, on_epoch=None):
     """Three epochs in which every process draws random numbers of its own, with BatchNorm; how they ended."""
-    torch.manual_seed(0)
+    torch.manual_seed(rank())
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 10))
     batches = batches or CtrlC(data(), BATCH_SIZE, augment=utils.Augment(), shuffle=True, seed=0)
-    torch.manual_seed(rank())
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     arguments = {"optimizer": optimizer, "epochs": 3, "average": 0.3, "checkpoint": checkpoint, "on_epoch": on_epoch}
     try:

@@ -70,9 +70,10 @@ def test_any_side_from_20_to_64(network, side):
     assert network()(torch.rand(2, 1, side, side)).shape == (2, 10)
 
 
-def test_attempt2_refuses_larger_images():
-    with pytest.raises(ValueError, match=r"images are \(2, 1, 64, 64\); expected 28 x 28 pixels"):
-        model.Attempt2()(torch.rand(2, 1, 64, 64))
+@pytest.mark.parametrize("side", [20, 29, 32, 64])
+def test_attempt2_refuses_images_of_another_size(side):
+    with pytest.raises(ValueError, match=rf"images are \(2, 1, {side}, {side}\); expected 28 x 28 pixels"):
+        model.Attempt2()(torch.rand(2, 1, side, side))
 
 
 def test_a_stem_at_full_side_has_fewer_weights_and_halves_the_side_all_the_same():

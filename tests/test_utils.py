@@ -78,8 +78,25 @@ def test_seed_everything_seeds_torch_python_and_numpy():
         return torch.rand(1).item(), random.random(), numpy.random.rand()
 
     assert draw() == draw()
-    with pytest.raises(ValueError, match="seed is -1"):
-        utils.seed_everything(-1)
+
+
+def test_seeds_are_whole_numbers_of_python_or_numpy():
+    import numpy
+
+    data = utils.ImageData(torch.rand(40, 1, 2, 2), torch.arange(40) % 10)
+    calls = (
+        utils.seed_everything,
+        lambda seed: utils.Batches(data, 4, seed=seed),
+        lambda seed: utils.split(data, 9, seed=seed),
+    )
+    for call in calls:
+        call(numpy.int64(3))
+        for wrong in (-1, 1.5, True, "3"):
+            with pytest.raises(ValueError, match=f"seed is {wrong!r}; expected a whole number of at least 0"):
+                call(wrong)
+    with pytest.raises(ValueError, match=r"seed is 4294967296; expected a whole number from 0 to 2\*\*32 - 1"):
+        utils.seed_everything(2**32)
+    assert utils.Batches(data, 4, shuffle=True, seed=numpy.int64(3)).seed == 3
 
 
 # --- Training
