@@ -27,6 +27,7 @@ The runs are spread over processes by joblib. For a cluster, put one line around
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import operator
@@ -46,6 +47,7 @@ import cloudpickle
 import joblib
 import numpy
 import torch
+from joblib.externals.loky import get_reusable_executor
 from joblib.parallel import LokyBackend, get_active_backend
 from torch import nn
 from tqdm import tqdm
@@ -156,7 +158,7 @@ def compare(
         seeds or one more variant. A run is found again if the code of its network, its recipe, the images, seed,
         kind of device and versions of torch and Python are all the same: the name of its variant does not matter.
     jobs: runs at a time, each on one thread. None takes all cores, but 1 on a GPU, or what joblib.parallel_config
-        says. With 1, they take place in this process and seed its generators.
+        says. With 1, or one run to do, they take place in this process and seed its generators.
 
     Prints a line for each finished run. Ctrl-C stops all runs and returns what is finished; another `compare` or `fit`
     in the same notebook cell then raises KeyboardInterrupt. A run that raises an error or diverges is reported with
@@ -169,6 +171,8 @@ def compare(
         test = as_tensors(test, statistics_of=train)
     chosen = _check_variants(variants, recipe, functools.partial(Net, train.images.shape[1], len(train.classes)))
     numbers = _check_seeds(seeds)
+    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, Integral) or jobs == 0):
+        raise ValueError(f"jobs is {jobs!r}; expected a number of runs at a time, -1 for one per core, or None")
     data = _facts(train, test)
     absolute = None if folder is None else Path(folder).expanduser().absolute()  # a worker may be in another folder
     if absolute is not None:
@@ -178,20 +182,31 @@ def compare(
     stored = ((task, task.file and load_run(task.file, task.settings)) for task in tasks)
     done = {task.key: run | {"variant": task.variant} for task, run in stored if run}
     missing = [task for task in tasks if task.key not in done]
+    elsewhere: dict[str, None] = {}  # the variants that other code was trained for
     if done:
         print(f"{len(done)} of {len(tasks)} runs were found in {folder}.", flush=True)
     width, hidden = max(map(len, chosen)), not somebody_watches()
     with tqdm(total=len(tasks), initial=len(done), unit="run", leave=False, disable=hidden, file=sys.stdout) as bar:
         try:
-            for task, run in _train_all(missing, train, test, jobs):
+            for task, run, as_here in _train_all(missing, train, test, jobs):
                 done[task.key] = run
-                if task.file is not None and "error" not in run and not task.file.exists():
+                if not as_here:
+                    elsewhere[task.variant] = None
+                elif task.file is not None and "error" not in run and not task.file.exists():
                     save_run(task.file, task.settings, run)  # the worker has another disk
                 bar.update()
                 tqdm.write(_line(run, width), file=sys.stdout)
         except KeyboardInterrupt:
             in_cell_interrupted_now()
             tqdm.write(f"Interrupted after {len(done)} of {len(tasks)} runs.", file=sys.stdout)
+    if elsewhere:
+        get_reusable_executor().shutdown()  # the next call gets processes that read the modules anew
+        warnings.warn(
+            f"{', '.join(elsewhere)}: the processes that trained have other code or module variables than this one, as "
+            "when a module was edited or reloaded. These runs are not stored: call compare again. If this comes again, "
+            "restart Python, or give jobs=1",
+            stacklevel=2,
+        )
     runs = [done[name, seed] for name in chosen for seed in numbers if (name, seed) in done]
     return Comparison(described, numbers, data, runs)
 
@@ -234,12 +249,23 @@ def _check_seeds(seeds: Any) -> list[int]:
 # ------------------------------------------------------------------------------------------------------ The runs
 
 
+class Sent(tuple[Maker, Recipe]):
+    """The maker and the recipe of a run: in this process the very objects, in another one their copies.
+
+    cloudpickle also sends what was defined in a notebook. Within one process it would take the methods of the user's
+    own classes out and put copies in, so there nothing is pickled.
+    """
+
+    def __reduce__(self) -> Any:
+        return cloudpickle.loads, (cloudpickle.dumps((*self,)),)
+
+
 class Task(NamedTuple):
     """One run to do: small, so that it travels cheaply; the data travels by itself, once."""
 
     variant: str
     seed: int
-    payload: bytes  # the pickled maker and recipe
+    made_from: Sent
     settings: dict[str, Any]  # all of them, as plain data
     file: Path | None
     device: str
@@ -275,7 +301,7 @@ def _tasks(
     device, commit, tasks = get_device().type, commit_of_kit(), {}
     for name, (make, recipe) in chosen.items():
         try:
-            payload = cloudpickle.dumps((make, recipe))
+            cloudpickle.dumps((make, recipe))
         except Exception as error:
             raise TypeError(f"variants: {name!r} cannot be sent to another process: {error}") from error
         settings = {
@@ -290,14 +316,17 @@ def _tasks(
         for seed in seeds:
             own = settings | {"seed": seed}
             file = None if folder is None else run_file(folder, own)
-            tasks[seed, name] = Task(name, seed, payload, own, file, device, commit)
+            tasks[seed, name] = Task(name, seed, Sent((make, recipe)), own, file, device, commit)
     return [tasks[seed, name] for seed in seeds for name in chosen]
 
 
 def _train_all(
     tasks: list[Task], train: ImageData, test: ImageData | int, jobs: int | None
-) -> Iterator[tuple[Task, Run]]:
-    """Train `tasks` in parallel; yield (task, run) as they finish. On any exception, end all workers."""
+) -> Iterator[tuple[Task, Run, bool]]:
+    """Train `tasks` in parallel; yield (task, run, whether it is by the code of this process) as they finish.
+
+    On any exception, end all workers.
+    """
     if not tasks:
         return
     backend, configured = get_active_backend()
@@ -320,18 +349,22 @@ def _train_all(
         warnings.filterwarnings("ignore", message=".*tasks", module="joblib")  # that Ctrl-C leaves runs undone
         runs = parallel(calls)
         with contextlib.closing(runs) if streams else contextlib.nullcontext():
-            for number, run in runs:
-                yield tasks[number], run
+            for number, run, as_here in runs:
+                yield tasks[number], run, as_here
 
 
-def _train_one(number: int, task: Task, about: list[Any], *arrays: numpy.ndarray) -> tuple[int, Run]:
-    """Train one variant from one seed, in any process; return what was measured, or the error."""
+def _train_one(number: int, task: Task, about: list[Any], *arrays: numpy.ndarray) -> tuple[int, Run, bool]:
+    """Train one variant from one seed, in any process; return what was measured, or the error.
+
+    The last value tells whether the code in this process is that of the task: a module may have been edited since.
+    """
     start: Run = {"variant": task.variant, "seed": task.seed}
     with _one_at_a_time, _one_thread():
         try:
             sets = [_as_data(arrays[2 * at : 2 * at + 2], facts) for at, facts in enumerate(about)]
             train, test = sets if len(sets) == 2 else split(sets[0], task.settings["test_images"], seed=task.seed)
-            make, recipe = cloudpickle.loads(task.payload)
+            make, recipe = copy.deepcopy((*task.made_from,))  # each run has its own
+            as_here = fingerprint(make, recipe, train_network) == task.settings["code"]
             seed_everything(task.seed)
             model = make()
             if not isinstance(model, nn.Module):
@@ -340,15 +373,15 @@ def _train_one(number: int, task: Task, about: list[Any], *arrays: numpy.ndarray
             history = train_network(model, train, test, recipe, seed=task.seed, verbose=False)
         except Exception as error:
             message = f"{type(error).__name__}: {error}".strip()
-            return number, {**start, "error": message, "traceback": traceback.format_exc()}
+            return number, {**start, "error": message, "traceback": traceback.format_exc()}, True
     if len(history) < recipe.epochs:  # Ctrl-C ends `fit` normally; here it must end everything
         raise KeyboardInterrupt
     start |= {"parameters": count_parameters(model), **vars(history)}
     run = start | {"torch": torch.__version__, "commit": task.commit, "threads": 1, "device": task.device}
-    if task.file is not None and task.file.parent.exists():
+    if as_here and task.file is not None and task.file.parent.exists():
         with contextlib.suppress(OSError):  # the main process will try as well, and report it
             save_run(task.file, task.settings, run)
-    return number, run
+    return number, run, as_here
 
 
 def _as_data(arrays: Iterable[numpy.ndarray], about: tuple[Any, ...]) -> ImageData:

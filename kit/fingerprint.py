@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
-import importlib
 import inspect
 import itertools
 import json
@@ -25,7 +24,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from kit.settings import as_plain, checksum, code_parts, name_of
+from kit.settings import as_plain, captured_by, checksum, code_parts, name_of, names_in
 
 
 def fingerprint(*values: Any) -> str:
@@ -58,7 +57,7 @@ def code_checksums(*things: Any) -> dict[str, str]:
         outer = _methods(thing) if isinstance(thing, type) else [thing]
         functions = [function for wrapper in outer for function in _unwrapped(wrapper)]
         for function in functions:
-            waiting += [function.__globals__.get(name) for name in _names(function.__code__)[0]]
+            waiting += [function.__globals__.get(name) for name in names_in(function.__code__)[0]]
         waiting += thing.__bases__ if isinstance(thing, type) else ()
         parts = (part for function in functions for part in code_parts(_without_text(function)))
         checksums.setdefault(name_of(thing), set()).add(checksum(*parts))
@@ -162,10 +161,7 @@ class _Walk:
         return [[self.describe(base) for base in cls.__bases__], members]
 
     def _function(self, function: types.FunctionType) -> Any:
-        captured = []
-        for cell in function.__closure__ or ():
-            with contextlib.suppress(ValueError):  # a cell that is still empty
-                captured.append(self.describe(cell.cell_contents))
+        captured = [self.describe(value) for value in captured_by(function).values()]
         state = self.state(function.__globals__.get("__name__"))
         used = {name: self.describe(value) for name, value in _references(function) if name not in state}
         defaults = self.describe([function.__defaults__, function.__kwdefaults__])
@@ -173,8 +169,11 @@ class _Walk:
 
 
 def _assigned_globals(module: str | None) -> set[str]:
-    """Return the globals that functions of `module` assign: they hold what happened before, and are no settings."""
-    if module not in sys.modules:
+    """Return the globals that functions of `module` assign, if it is the kit's: they hold what happened before.
+
+    In a module of the user they may be settings, and count.
+    """
+    if module not in sys.modules or not str(module).startswith("kit."):
         return set()
     functions = [inspect.unwrap(value) for value in vars(sys.modules[module]).values() if callable(value)]
     steps = (dis.get_instructions(function) for function in functions if isinstance(function, types.FunctionType))
@@ -183,34 +182,24 @@ def _assigned_globals(module: str | None) -> set[str]:
 
 def _references(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield (name, value) of the globals that `function` reads, and of what it may read in the project's modules."""
-    loaded, imported, attributes = _names(function.__code__)
-    values = {name: function.__globals__[name] for name in loaded if name in function.__globals__}
-    for name in imported:
-        with contextlib.suppress(ImportError):
-            values[name] = importlib.import_module(name)
+    loaded, imported, attributes = names_in(function.__code__)
+    values = {name: value for name, value in captured_by(function).items() if isinstance(value, types.ModuleType)}
+    values |= {name: function.__globals__[name] for name in loaded if name in function.__globals__}
+    for name, wanted, level in imported:
+        with contextlib.suppress(Exception):  # an import that may never be reached, of what is not there or broken
+            values["." * level + name] = __import__(name, function.__globals__, None, wanted, level)
     for name, value in sorted(values.items(), key=lambda item: item[0]):
         yield name, value
-        if isinstance(value, types.ModuleType) and _is_own(value.__name__):
-            for attribute in sorted(attributes):
-                if hasattr(value, attribute):
-                    yield f"{name}.{attribute}", getattr(value, attribute)
+        yield from _of_module(name, value, attributes)
 
 
-def _names(code: types.CodeType) -> tuple[set[str], set[str], set[str]]:
-    """Return the globals, modules and attributes named in `code` and in the functions within it."""
-    loaded, imported, attributes = set(), set(), set()
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            loaded.add(step.argval)
-        elif step.opname == "IMPORT_NAME":
-            imported.add(step.argval)
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
-            attributes.add(step.argval)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            for mine, inner in zip((loaded, imported, attributes), _names(constant), strict=True):
-                mine |= inner
-    return loaded, imported, attributes
+def _of_module(name: str, value: Any, attributes: set[str]) -> Iterator[tuple[str, Any]]:
+    """Yield what code with these `attributes` may read in `value`, if it is a module of the project."""
+    if isinstance(value, types.ModuleType) and _is_own(value.__name__):
+        for attribute in sorted(attributes):
+            if hasattr(value, attribute):
+                yield f"{name}.{attribute}", getattr(value, attribute)
+                yield from _of_module(f"{name}.{attribute}", getattr(value, attribute), attributes - {attribute})
 
 
 @functools.cache

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import dis
 import enum
 import functools
 import hashlib
-import inspect
 import math
 import numbers
 import pathlib
@@ -153,13 +154,15 @@ def _plain_function(function: types.FunctionType, plain: Any) -> Any:
     name = name_of(function)
     if "<" not in name and function.__module__ != "__main__":
         return name
-    variables = inspect.getclosurevars(function)
+    used = {
+        key: function.__globals__[key] for key in sorted(names_in(function.__code__)[0]) if key in function.__globals__
+    }
     return {
         "function": function.__qualname__,
         "code": checksum(*code_parts(function.__code__)),
         "defaults": plain([function.__defaults__, function.__kwdefaults__]),
-        "captured": plain(dict(variables.nonlocals)),
-        "globals": {key: _plain_global(item, plain) for key, item in variables.globals.items()},
+        "captured": plain(captured_by(function)),
+        "globals": {key: _plain_global(item, plain) for key, item in used.items()},
     }
 
 
@@ -176,12 +179,48 @@ def _plain_global(value: Any, plain: Any) -> Any:
 def code_parts(code: types.CodeType) -> Iterator[bytes]:
     """Yield what makes up a function, wherever it stands: its instructions, names and constants."""
     yield code.co_code
+    yield getattr(code, "co_exceptiontable", b"")  # Python 3.11 and newer: which `try` each instruction is in
     yield repr((code.co_names, code.co_varnames)).encode()
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from code_parts(constant)
         else:  # a set's order differs from process to process
             yield repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant).encode()
+
+
+def captured_by(function: types.FunctionType) -> dict[str, Any]:
+    """Return the variables of enclosing functions that `function` reads, by name."""
+    captured = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # a cell that is still empty
+            captured[name] = cell.cell_contents
+    return captured
+
+
+def names_in(code: types.CodeType) -> tuple[set[str], set[tuple[str, tuple[str, ...], int]], set[str]]:
+    """Return the globals, imports and attributes named in `code` and in the functions within it.
+
+    Each import is (module, names that are imported from it, number of leading dots).
+    """
+    loaded: set[str] = set()
+    imported: set[tuple[str, tuple[str, ...], int]] = set()
+    attributes: set[str] = set()
+    before: list[Any] = [0, None]
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            loaded.add(step.argval)
+        elif step.opname == "IMPORT_NAME":  # behind the loading of the dots and of the names
+            level, wanted = before
+            imported.add((step.argval, wanted or (), level))
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
+            attributes.add(step.argval)
+        if step.opname != "EXTENDED_ARG":
+            before = [before[1], step.argval]
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner = names_in(constant)
+            loaded, imported, attributes = loaded | inner[0], imported | inner[1], attributes | inner[2]
+    return loaded, imported, attributes
 
 
 def _plain_object(value: Any, plain: Any) -> dict[str, Any]:

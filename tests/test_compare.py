@@ -28,6 +28,7 @@ from torch import nn
 from compare import Comparison, compare
 from kit import statistics
 from kit.fingerprint import fingerprint
+from kit.settings import as_plain
 from model import Net
 from utils import Augment, ImageData, Recipe, split
 
@@ -56,9 +57,9 @@ def trained(monkeypatch) -> list[tuple[str, int]]:
 
     def counted(number, task, *arguments):
         calls.append((task.variant, task.seed))
-        number, run = train_one(number, task, *arguments)
+        number, run, as_here = train_one(number, task, *arguments)
         assert task.file is None or task.file.exists() or "error" in run  # stored by who trained it
-        return number, run
+        return number, run, as_here
 
     monkeypatch.setattr(module, "_train_one", counted)
     return calls
@@ -338,6 +339,8 @@ def test_to_json_holds_everything_as_plain_data(data, tmp_path):
         ({"test": 100}, "test is 100; expected images, or how many of the 100 in train .* 1 to 99"),
         ({"test": 0.2}, "test is 0.2; expected images"),
         ({"test": True}, "test is True; expected images"),
+        ({"jobs": 0}, "jobs is 0; expected a number of runs at a time"),
+        ({"jobs": "2"}, "jobs is '2'"),
         ({"variants": {"a": partial(Small, threading.Lock())}}, "'a' cannot be sent"),
     ],
 )
@@ -380,6 +383,55 @@ def test_a_fingerprint_sees_code_globals_captured_values_and_defaults():
         fingerprint(Recipe()) == fingerprint(Recipe(augment=Augment())) != fingerprint(Recipe(augment=Augment(shear=9)))
     )
     assert fingerprint(partial(Small, 0.1)) != fingerprint(partial(Small, 0.2)) != fingerprint(Small)
+
+
+def test_a_fingerprint_follows_modules_within_packages(tmp_path, monkeypatch):
+    package = tmp_path / "parts"
+    (package / "deep").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "deep" / "__init__.py").touch()
+    (package / "user.py").write_text(
+        "def relative():\n    from .deep import blocks\n    return blocks.make()\n"
+        "def by_name():\n    from .deep.blocks import make\n    return make()\n"
+        "def sibling():\n    from . import deep\n    import parts.deep.blocks\n    return deep.blocks.make()\n"
+        "def optional():\n    if False:\n        import not_installed, broken_module\n    return 3\n"
+    )
+    (package / "deep" / "blocks.py").write_text("def make(): return 1\n")
+    (tmp_path / "broken_module.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import parts.deep.blocks
+    import parts.user
+
+    makers = [
+        lambda: parts.deep.blocks.make(),
+        parts.user.relative,
+        parts.user.by_name,
+        parts.user.sibling,
+        parts.user.optional,
+    ]
+    before = [fingerprint(make) for make in makers]
+    exec("def make(): return 2", vars(parts.deep.blocks))
+    assert [fingerprint(make) == was for make, was in zip(makers, before, strict=True)] == [False] * 4 + [True]
+
+
+def test_a_fingerprint_sees_which_try_a_statement_is_in():
+    def variant(body: str) -> str:
+        module: dict = {"__name__": "__main__"}
+        exec(f"def f(a, b):\n    try:\n{body}", module)
+        return fingerprint(module["f"])
+
+    inside = "        a()\n        b()\n    except ValueError:\n        pass\n"
+    behind = "        a()\n    except ValueError:\n        pass\n    else:\n        b()\n"
+    assert variant(inside) != variant(behind)
+
+
+def test_settings_of_a_lambda_are_what_it_reads_and_no_more():
+    module: dict = {"__name__": "__main__", "train": 1, "size": 2}
+    exec("def outer():\n    f = lambda net: (net.train(), size, late)\n    return f\n    late = 0\nf = outer()", module)
+    plain = as_plain(module["f"])
+    assert plain["globals"] == {"size": 2} and plain["captured"] == {}
+    module["train"] = 3
+    assert as_plain(module["f"]) == plain
 
 
 def test_a_fingerprint_ends_where_code_and_objects_refer_to_themselves():
@@ -454,9 +506,67 @@ def start(text: str, folder: Path) -> subprocess.Popen:
 def test_functions_and_lambdas_of_a_script_train_and_are_found_by_the_next_process(tmp_path):
     first, _ = start(SCRIPT, tmp_path).communicate(timeout=120)
     assert first.count("accuracy ") >= 6 and "same: accuracy is equal for every seed" in first, first
+    assert "not stored" not in first
     assert len(list((tmp_path / "runs").iterdir())) == 6
     second, _ = start("# moved down by a line\n" + SCRIPT, tmp_path).communicate(timeout=120)
     assert "6 of 6 runs were found" in second and first.endswith(second.partition("\n")[2]), second
+
+
+RELOADED = (
+    HEAD
+    + """
+import importlib
+from pathlib import Path
+from unittest.mock import call  # which follows every attribute, __wrapped__ too
+
+module, folder = Path(sys.argv[1]).parent / "edited.py", Path(sys.argv[1])
+sys.path.insert(0, str(module.parent))
+TEXT = "from torch import nn\\nWIDTH = {}\\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(64, WIDTH))"
+
+def train():
+    result = compare({"edited": edited.make}, data, data, seeds=2, recipe=Recipe(epochs=1), folder=folder, jobs=2)
+    print([run["parameters"] for run in result.runs], len(list(folder.iterdir())), flush=True)
+
+module.write_text(TEXT.format(10))
+import edited
+train()
+module.write_text(TEXT.format(100))
+importlib.invalidate_caches()
+importlib.reload(edited)
+train()
+train()
+"""
+)
+
+
+def test_processes_with_other_code_than_this_one_are_told_and_ended(tmp_path):
+    said, _ = start(RELOADED, tmp_path).communicate(timeout=120)
+    assert [line for line in said.splitlines() if line.startswith("[")] == [
+        "[650, 650] 2",
+        "[650, 650] 2",  # the processes that had imported the module before it was edited
+        "[6500, 6500] 4",
+    ], said
+    assert said.count("edited: the processes that trained have other code or module variables than this one") == 1
+
+
+def test_runs_in_this_process_leave_the_classes_and_helpers_of_a_script_alone(tmp_path):
+    text = """
+class Wide(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, WIDTH), nn.Linear(WIDTH, 10))
+
+def set_width(width):
+    global WIDTH
+    WIDTH = width
+
+WIDTH = 8
+for width in (8, 30):
+    set_width(width)
+    result = compare({"wide": Wide}, data, data, seeds=1, recipe=Recipe(epochs=1), folder=sys.argv[1], jobs=1)
+    print(result.runs[0]["parameters"], Wide.__init__.__globals__ is globals())
+"""
+    said, _ = start(HEAD + text, tmp_path).communicate(timeout=120)
+    assert "610 True" in said and "2260 True" in said, said
 
 
 def processes_of(session: int) -> list[str]:
