@@ -112,7 +112,10 @@ class Comparison:
 
     def plot_history(self, *, target: float | None = None) -> Figure:
         """Plot loss, accuracy and learning rate over the epochs: for each variant the mean over its seeds."""
-        return plot_history(mean_histories(list(self.variants), self.runs), target=target)
+        histories = mean_histories(list(self.variants), self.runs)
+        if not histories:
+            raise ValueError("no run is finished, so there is no history to plot")
+        return plot_history(histories, target=target)
 
     def to_json(self, path: str | Path) -> None:
         """Write settings, statistics and every run to `path`."""

@@ -162,7 +162,7 @@ class Augment:
     def __post_init__(self) -> None:
         limits = {"rotation": 180, "translation": 1, "scale": 0.9, "shear": 80, "elastic": 10, "erasing": 1}
         for name, limit in limits.items():
-            real_number(name, getattr(self, name), limit)
+            object.__setattr__(self, name, real_number(name, getattr(self, name), limit))
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return changed copies of `images`, floats (N, C, H, W) from 0 to 1; `generator` must be on their device."""

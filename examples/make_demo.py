@@ -79,13 +79,17 @@ def make_page(network: nn.Module, classes: Sequence[str], mean: Sequence[float],
     """
     if len(mean) != 1:
         raise ValueError(f"the network takes {len(mean)} channels, but what is drawn on the page has 1, grey")
+    layers = export_layers(network)
+    logits = utils.predict(network, torch.zeros(1, SIDE, SIDE)).numel()
+    if logits != len(classes):
+        raise ValueError(f"classes has {len(classes)} names, but the network returns {logits} logits")
     exported = {
         "name": type(network).__name__,
         "parameters": model.count_parameters(network),
         "classes": list(classes),
         "mean": mean[0],
         "std": std[0],
-        "layers": export_layers(network),
+        "layers": layers,
     }
     # No class name may end the script early.
     text = json.dumps(exported, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
@@ -120,6 +124,8 @@ def export_layers(network: nn.Module) -> list[dict[str, Any]]:
                 raise type(error)(f"layers.{name}: {error}") from None
             maps = module(maps)
         logits = twin(images)
+    if not logits.isfinite().all():
+        raise ValueError(f"{type(network).__name__} returns NaN or infinite logits; train it again")
     if maps.numel() != logits.numel() or not torch.allclose(maps.flatten(), logits.flatten()):
         raise ValueError(f"{type(network).__name__} does more than its layers, one after the other; the page cannot")
     return exported

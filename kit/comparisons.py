@@ -195,11 +195,18 @@ def _verdict(row: Row) -> list[str]:
     return lines
 
 
+def _two_digits(value: float) -> float:
+    """Return `value` rounded to the two digits that count: 0.013, 38, 1200."""
+    return float(f"{value:.2g}")
+
+
 def _words(measure: str, difference: Row | None) -> str:
     """What is to be said of one difference, without a full stop."""
-    if difference is None or math.isnan(difference["mean"]) or (difference["p"] is None and difference["pairs"] == 1):
+    if difference is None or (difference["p"] is None and difference["pairs"] == 1):
         return ""
-    size = f"{abs(difference['mean']):.2g}{UNITS[measure]}"
+    if not math.isfinite(difference["mean"]):
+        return f"{measure} is not a finite number for every seed"
+    size = f"{_two_digits(abs(difference['mean'])):g}{UNITS[measure]}"
     direction = "higher" if difference["mean"] > 0 else "lower"
     value = "better" if (difference["mean"] > 0) == (measure == "accuracy") else "worse"
     if difference["mean"] == 0:
@@ -210,5 +217,5 @@ def _words(measure: str, difference: Row | None) -> str:
         return f"{measure} is clearly {direction} ({value}), by {size}"
     if difference["seeds_needed"] is None:
         return f"{measure} shows no clear difference, and 10,000 seeds would not tell {size} from chance"
-    count = int(float(f"{difference['seeds_needed']:.2g}"))  # two digits that count: 38, 1,200
+    count = int(_two_digits(difference["seeds_needed"]))
     return f"{measure} shows no clear difference: about {count:,} seeds to tell {size} from chance"

@@ -42,6 +42,10 @@ class ImageData:
         _check_images(self.images)
         _check_labels(self.labels, len(self.images))
         if not self.classes:
+            if (largest := int(self.labels.max())) >= 1_000_000:  # an id: as many names would fill the memory
+                raise ValueError(
+                    f"labels: the largest is {largest:,}; number the classes from 0, or name them in classes="
+                )
             self.classes = tuple(str(label) for label in range(int(self.labels.max()) + 1))
         self.classes = tuple(str(name) for name in self.classes)
         if (largest := int(self.labels.max())) >= len(self.classes):
@@ -272,8 +276,8 @@ def _pil_array(image: Any) -> np.ndarray:
     """A PIL image of any mode as (H, W) or (H, W, 3) uint8, transparency over white; mode F stays float."""
     if image.mode.startswith("I"):
         raise ValueError(f"image has mode {image.mode!r} (16 or 32 bits), expected 8 bits; scale it to a float array")
-    if image.mode not in ("L", "RGB", "F"):
-        grey = image.mode in ("1", "LA")
+    if image.mode not in ("L", "RGB", "F") or "transparency" in image.info:
+        grey = image.mode in ("1", "L", "LA")
         if "A" in image.getbands() or "transparency" in image.info:
             from PIL import Image
 

@@ -21,7 +21,7 @@ def prepare_digit(image: Any) -> Tensor:
     and unevenly lit. It is scaled and centred as in LeCun et al. (1998). Raises ValueError if there is no clear ink,
     TypeError or ValueError for anything that is not a picture of at least 4 x 4 pixels.
     """
-    grey = _cut_frame(_to_grey(image))
+    grey = _cut_frame(to_grey(image))
     if _is_dark_on_light(_shrink(grey, WORK)):
         grey = 1 - grey
     grey = _erase_lines(grey)
@@ -279,14 +279,18 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return weights(image.shape[0], height) @ image @ weights(image.shape[1], width).T
 
 
-def _to_grey(image: Any) -> np.ndarray:
+def to_grey(image: Any) -> np.ndarray:
     """Any kind of picture -> (H, W) float64 in 0..1; what is transparent is filled so that the ink stands out."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(image, (str, Path)):
         try:
             with Image.open(Path(image).expanduser()) as opened:
-                return _to_grey(ImageOps.exif_transpose(opened))
+                try:
+                    opened.load()
+                except (OSError, SyntaxError) as error:
+                    raise ValueError(f"image {str(image)!r} is damaged: {error}; save it again") from None
+                return to_grey(ImageOps.exif_transpose(opened))
         except UnidentifiedImageError:
             raise ValueError(f"image {str(image)!r} is no picture that Pillow reads; save it as PNG or JPEG") from None
         except Image.DecompressionBombError as error:

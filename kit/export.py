@@ -20,7 +20,8 @@ def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("export_onnx needs more packages: pip install -r requirements-extra.txt") from error
-    example = torch.zeros(2, *input_size, device=device_of(model))
+    floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    example = torch.zeros(2, *input_size, device=device_of(model), dtype=next(floats, torch.float32))
     with eval_mode(model):
         try:
             model(example)

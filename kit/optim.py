@@ -22,7 +22,8 @@ class Muon(Optimizer):
     With lr=1 the elements of a step have a root mean square of about 0.2, whatever the shape (Liu et al., 2025), as
     Adam's steps do. `weight_decay` is decoupled, as in AdamW, and applies to matrices only.
 
-    Raises ValueError for an option out of range and for `maximize`, RuntimeError for sparse gradients.
+    Raises ValueError for an option out of range and for `maximize`, RuntimeError for sparse gradients and complex
+    parameters.
     """
 
     def __init__(self, params: Any, lr: float | Tensor, *, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
@@ -60,6 +61,8 @@ class Muon(Optimizer):
             gradients = [weight.grad for weight in weights]
             if any(gradient.is_sparse for gradient in gradients):
                 raise RuntimeError("Muon does not support sparse gradients; use nn.Embedding(..., sparse=False)")
+            if any(gradient.is_complex() for gradient in gradients):
+                raise RuntimeError("Muon does not support complex parameters; use torch.optim.AdamW")
             for weight in weights:
                 if not self.state[weight]:
                     self.state[weight]["momentum"] = torch.zeros_like(weight)

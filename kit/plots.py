@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import torch
 from torch import Tensor, nn
 
+from kit.digits import to_grey
 from kit.runtime import device_of, eval_mode
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def plot_augmentation(
     """Plot random draws of an augmentation: one image per row, the original first.
 
     images: (N, C, H, W) or (N, H, W), uint8 or float from 0 to 1, or an ImageData; `count` of them are shown.
-    augment: called as augment(images, generator=generator) on float images from 0 to 1, such as Augment().
+    augment: called as augment(images, generator), as in a training, on float images from 0 to 1, such as Augment().
     The same seed gives the same figure; the global random state is not used.
     """
     _check_counts(draws=draws, count=count)
@@ -250,7 +251,7 @@ def plot_augmentation(
     if not (images.min() >= 0 and images.max() <= 1):
         raise ValueError("images leave 0 to 1 or hold NaN, expected images that are not normalised yet")
     generator = torch.Generator(images.device).manual_seed(seed)
-    drawn = [_pixels(augment(images.clone(), generator=generator).clamp(0, 1)) for _ in range(draws)]
+    drawn = [_pixels(augment(images.clone(), generator).clamp(0, 1)) for _ in range(draws)]
     tiles = torch.stack([original, *drawn], 1).flatten(0, 1)
     captions = ["original", *(f"draw {draw}" for draw in range(1, draws + 1))]
     return _grid(list(tiles.numpy()), draws + 1, captions, **SHADES)
@@ -335,18 +336,12 @@ def plot_prediction(picture: Any, image: Tensor, probabilities: Tensor, classes:
     probabilities: (K,), as `predict` returns them for this image; classes: their K names.
     Raises ValueError if these are not the probabilities of one image.
     """
-    import numpy
-    from PIL import Image, ImageOps
-
     if tuple(probabilities.shape) != (len(classes),):
         raise ValueError(
             f"probabilities has shape {tuple(probabilities.shape)}, expected ({len(classes)},): those of one image"
         )
     figure, (left, middle, right) = new_figure(9, 2.9, 3, width_ratios=(1, 1, 1.4))
-    if isinstance(picture, (str, Path)):
-        with Image.open(Path(picture).expanduser()) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-    left.imshow(numpy.asarray(picture), cmap="gray")  # matplotlib's own conversion of PIL images is deprecated
+    left.imshow(_as_read(picture), cmap="gray")
     middle.imshow(_pixels(image[None])[0].numpy(), **SHADES)
     for axes, title in ((left, "the picture"), (middle, "what the network sees")):
         axes.set(title=title, xticks=[], yticks=[])
@@ -356,6 +351,25 @@ def plot_prediction(picture: Any, image: Tensor, probabilities: Tensor, classes:
     right.set(xlim=(0, 1), xlabel="probability", title=f"read as {classes[best]}, {values[best]:.1%}")
     right.invert_yaxis()
     return figure
+
+
+def _as_read(picture: Any) -> Any:
+    """Return a picture upright, as an array in colour, or in grey as `prepare_digit` reads one with see-through parts.
+
+    16 bits become grey as well. Other than matplotlib, this knows all modes of Pillow.
+    """
+    import numpy
+    from PIL import Image, ImageOps
+
+    if isinstance(picture, (str, Path)):
+        with Image.open(Path(picture).expanduser()) as opened:
+            return _as_read(ImageOps.exif_transpose(opened))
+    if not isinstance(picture, Image.Image):
+        return numpy.asarray(picture)
+    picture = ImageOps.exif_transpose(picture)
+    if "A" in picture.getbands() or "transparency" in picture.info or picture.mode[0] in "IF":
+        return numpy.repeat(to_grey(picture)[:, :, None], 3, axis=2)
+    return numpy.asarray(picture.convert("RGB"))
 
 
 @styled
@@ -468,13 +482,15 @@ def _layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]
     rows: list[dict[str, Any]] = []
     seen: set[nn.Parameter] = set()
     field, jump, last = [1, 1], [1, 1], list(input_size[1:])
-    for _, module, size, output in _trace(model, torch.zeros(1, *input_size, device="cpu"), wanted):
+    for path, module, size, output in _trace(model, torch.zeros(1, *input_size, device="cpu"), wanted):
         fresh = set(module.parameters(recurse=False)) - seen  # a shared weight counts once
         seen |= fresh
         parameters = sum(weight.numel() for weight in fresh)
         if rows and not isinstance(module, kinds):
             rows[-1]["others"] += parameters
             continue
+        if output is None or (output.ndim == 4 and len(size) != 2):
+            raise ValueError(f"model's layer {path!r} does not take a tensor by position and return one")
         for axis in (0, 1):
             before, after = (size[axis], output.shape[2 + axis]) if output.ndim == 4 else (1, 1)
             if before == 1 < last[axis]:  # a mean or a flatten on the way has seen every place

@@ -14,7 +14,7 @@ from scipy import special  # scipy.stats takes a second to import, in every proc
 class Difference(NamedTuple):
     """A mean paired difference with its spread, 95 % confidence interval and p-value.
 
-    sd, low, high and p are None for one pair, if all differences are equal, and if any value is NaN.
+    sd, low, high and p are None for one pair, if all differences are equal, and if any value is NaN or infinite.
     """
 
     mean: float
@@ -26,7 +26,10 @@ class Difference(NamedTuple):
 
 def sample_sd(values: Sequence[float]) -> float | None:
     """Return the standard deviation of a sample, with n - 1 in the denominator, or None for fewer than two values."""
-    return float(numpy.std(values, ddof=1)) if len(values) > 1 else None
+    if len(values) < 2:
+        return None
+    with numpy.errstate(invalid="ignore"):  # infinite values, as losses may be, have none: NaN
+        return float(numpy.std(values, ddof=1))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -42,7 +45,8 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Dif
     """Compare `values` with `baseline`, pair by pair, by a two-sided paired t test (Student, 1908)."""
     differences = [value - base for value, base in zip(values, baseline, strict=True)]
     centre, sd = fmean(differences), sample_sd(differences)
-    if sd is None or not sd > 1e-12 * abs(centre):  # rounding makes equal differences look a little unequal
+    largest = max(map(abs, [*values, *baseline]))  # its rounding makes equal differences look a little unequal
+    if sd is None or not sd > 1e-12 * largest:
         return Difference(centre, None, None, None, None)
     low, high = mean_interval(differences) or (centre, centre)
     t = centre / (sd / math.sqrt(len(differences)))

@@ -99,6 +99,19 @@ def test_without_spread_there_is_neither_interval_nor_p(values):
     assert difference[1:] == (None, None, None, None)
 
 
+def test_differences_that_are_equal_but_for_rounding_are_equal():
+    difference = statistics.paired_difference([99.46, 99.34], [99.45, 99.33])
+    assert difference.mean == pytest.approx(0.01) and difference[1:] == (None, None, None, None)
+    assert statistics.paired_difference([99.46, 99.35], [99.45, 99.33]).p == pytest.approx(0.2048, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_loss_is_said_and_large_differences_are_plain_numbers():
+    accuracies = {"a": [0.2, 0.1], "b": [99.9, 99.7]}
+    words = runs_of(accuracies, {"a": [0.1, 0.2], "b": [math.inf, 0.3]}).table()
+    assert "loss is not a finite number for every seed" in words and "by 100 points" in words
+
+
 def test_holm_multiplies_the_smallest_most_and_keeps_the_order():
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert statistics.holm([0.6, 0.7]) == [1.0, 1.0]
@@ -159,6 +172,11 @@ def test_one_seed_has_no_intervals_and_the_table_says_why():
     table = runs_of({"Net": [99.4], "mine": [99.5]}).table()
     assert "+0.10" in table and "±" not in table.replace("mean ± sd", "")
     assert "One seed gives no intervals" in table and "clear" not in table
+
+
+def test_without_a_finished_run_there_is_no_history_to_plot():
+    with pytest.raises(ValueError, match="no run is finished"):
+        replace(runs_of({"a": [99.4]}), runs=[]).plot_history()
 
 
 def test_losses_by_different_criteria_are_not_compared():

@@ -116,6 +116,7 @@ def test_image_data_keeps_everything_but_the_rest_in_a_subset():
         ({"images": torch.tensor([torch.inf, 0.0]).view(2, 1, 1, 1)}, ValueError, "image 0 .*infinite"),
         ({"labels": torch.tensor([0.0, 1.0])}, TypeError, "labels.*float32"),
         ({"labels": torch.tensor([0, 1, 1])}, ValueError, r"labels.*2 images.*\(3,\)"),
+        ({"labels": torch.tensor([0, 10**9])}, ValueError, "labels: the largest is 1,000,000,000; number the classes"),
         ({"labels": torch.tensor([0, -1])}, ValueError, "labels.*-1"),
         ({"labels": torch.tensor([0, 2]), "classes": ("a", "b")}, ValueError, "labels.*2.*0 to 1"),
         ({"mean": (0.1, 0.2), "std": (1.0, 1.0)}, ValueError, "mean, std: expected 1 values"),
@@ -174,6 +175,11 @@ def test_as_tensors_takes_palettes_and_lays_transparency_over_white():
     assert pixels(Image.new("RGBA", (4, 4), (0, 0, 0, 0))) == [255, 255, 255]
     assert pixels(Image.new("LA", (4, 4), (40, 255))) == [40]
     assert pixels(Image.new("LA", (4, 4), (0, 0))) == [255]
+    for mode, colour in (("L", 0), ("RGB", (0, 0, 0))):
+        picture = Image.new(mode, (4, 4), colour)
+        assert set(pixels(picture)) == {0}
+        picture.info["transparency"] = colour  # as PNG files have it
+        assert set(pixels(picture)) == {255}
     assert pixels(Image.new("1", (4, 4), 1)) == [255]
     assert pixels(Image.new("CMYK", (4, 4), (0, 0, 0, 0))) == [255, 255, 255]
     with pytest.raises(ValueError, match=r"dataset\[0\].*mode 'I;16'"):

@@ -144,6 +144,15 @@ def inside(page: str) -> dict:
     return json.loads(re.search(r'<script id="network" type="application/json">(.*?)</script>', page)[1])
 
 
+def test_logits_that_the_page_cannot_show_are_refused():
+    net = model.Net()
+    with pytest.raises(ValueError, match="classes has 2 names, but the network returns 10 logits"):
+        make_demo.make_page(net, ("a", "b"), [0.1], [0.3])
+    torch.nn.init.constant_(net.layers[0].weight, torch.nan)
+    with pytest.raises(ValueError, match="Net returns NaN or infinite logits"):
+        make_demo.make_page(net, "0123456789", [0.1], [0.3])
+
+
 def test_no_class_name_ends_the_script_early(few):
     names = ("</script><b>", "<!--", *few.classes[2:])
     page = page_of(model.Nano(), few, classes=names)

@@ -424,6 +424,16 @@ def test_files_that_are_no_picture_are_refused(tmp_path):
         prepare_digit(tmp_path / "missing.png")
 
 
+@pytest.mark.parametrize("name", ["cut.png", "cut.jpg"])
+def test_damaged_files_are_named(tmp_path, name):
+    path = tmp_path / name
+    Image.fromarray(drawing()).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=rf"image '.*{name}' is damaged"):
+        prepare_digit(path)
+
+
 def test_a_file_too_large_to_open_safely_is_refused(tmp_path, monkeypatch):
     Image.fromarray(drawing()).save(tmp_path / "poster.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

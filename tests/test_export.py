@@ -32,6 +32,14 @@ def test_onnxruntime_gives_the_same_logits_for_any_number_of_images(network, tmp
         assert torch.allclose(torch.from_numpy(logits), net(images).detach(), atol=1e-4)
 
 
+def test_a_network_in_double_precision_is_exported(tmp_path):
+    pytest.importorskip("onnxscript", reason=extra)
+    utils.export_onnx(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).double(), tmp_path / "net.onnx", (1, 2, 2)
+    )
+    assert (tmp_path / "net.onnx").exists()
+
+
 def test_a_size_that_the_network_does_not_read_is_named(tmp_path):
     pytest.importorskip("onnxscript", reason=extra)
     with pytest.raises(ValueError, match=r"does not read images of input_size \(1, 28, 28\).*3 channels"):

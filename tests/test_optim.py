@@ -198,6 +198,14 @@ def test_impossible_options_are_refused_for_each_group(options, message):
         Muon([weight_with_gradient(2, 2)], **{"lr": 0.1, **options})
 
 
+def test_complex_parameters_are_refused():
+    weight = nn.Parameter(torch.ones(3, 2, dtype=torch.complex64))
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(RuntimeError, match="Muon does not support complex parameters"):
+        Muon([weight], lr=0.1).step()
+    assert torch.equal(weight, torch.ones_like(weight))
+
+
 def test_sparse_gradients_are_refused():
     layer = nn.Embedding(4, 2, sparse=True)
     layer(torch.tensor([1])).sum().backward()

@@ -264,6 +264,60 @@ def test_a_prediction_shows_the_picture_the_image_and_every_class(tmp_path, monk
         plots.plot_prediction(path, image, torch.ones(1, 3) / 3, WORDS)
 
 
+@pytest.mark.parametrize(
+    ("picture", "corner", "middle"),
+    [
+        (Image.new("RGBA", (20, 20), (0, 0, 0, 0)), 255, 0),  # black ink on nothing
+        (Image.new("LA", (20, 20), (0, 0)), 255, 0),
+        (Image.new("I;16", (20, 20), 65535), 255, 0),
+        (Image.new("P", (20, 20), 0), 0, 255),
+        (Image.new("L", (20, 20), 0), 0, 255),
+    ],
+    ids=lambda value: getattr(value, "mode", ""),
+)
+def test_a_picture_of_any_mode_is_shown_as_it_is_read(picture, corner, middle):
+    ink = {"RGBA": (0, 0, 0, 255), "LA": (0, 255), "I;16": 0, "P": 1, "L": 255}[picture.mode]
+    if picture.mode == "P":
+        picture.putpalette([0, 0, 0, 255, 255, 255])
+    for x in range(6, 14):
+        for y in range(6, 14):
+            picture.putpixel((x, y), ink)
+    figure = plots.plot_prediction(picture, images()[0], torch.tensor([0.1, 0.7, 0.2]), WORDS)
+    shown = torch.as_tensor(figure.axes[0].images[0].get_array().filled()).double()
+    shown = shown * (255 if shown.max() <= 1 else 1)
+    assert shown[0, 0].tolist() == [corner] * 3 and shown[10, 10].tolist() == [middle] * 3
+
+
+def test_a_picture_held_sideways_is_shown_upright():
+    picture = Image.new("RGB", (80, 60))
+    picture.getexif()[0x0112] = 6  # a quarter turn
+    figure = plots.plot_prediction(picture, images()[0], torch.tensor([0.1, 0.7, 0.2]), WORDS)
+    assert figure.axes[0].images[0].get_array().shape == (80, 60, 3)
+
+
+def test_an_augmentation_is_called_as_in_a_training():
+    calls = []
+    plots.plot_augmentation(images(), lambda batch, g: calls.append(g) or batch, draws=2, count=2)
+    assert [type(generator) for generator in calls] == [torch.Generator] * 2
+
+
+def test_layers_called_by_keyword_or_returning_tuples_are_named():
+    class ByKeyword(nn.Conv2d):
+        pass
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = ByKeyword(1, 2, 3)
+
+        def forward(self, inputs):
+            return self.conv(input=inputs)
+
+    for net, name in ((Network(), "conv"), (nn.Sequential(nn.Flatten(2), nn.LSTM(784, 3, batch_first=True)), "1")):
+        with pytest.raises(ValueError, match=f"model's layer '{name}' does not take a tensor by position"):
+            plots.plot_parameters(net)
+
+
 def test_confusion_counts_and_shares_are_those_given():
     labels = torch.randint(0, 9, (500,), generator=torch.Generator().manual_seed(1))  # no image of the last class
     predictions = torch.where(torch.arange(500) % 5 == 0, (labels + 1) % 10, labels)
