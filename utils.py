@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from kit.averaging import WeightAverage
@@ -41,6 +41,7 @@ from kit.checkpoints import (
     resume,
     save_checkpoint,
     save_run,
+    try_folder,
     use_python_numbers,
 )
 from kit.data import ImageData, as_tensors, normalise, split, statistics_on, to_floats
@@ -56,6 +57,7 @@ from kit.history import (
     epoch_line,
     mean_loss,
     refuse_non_finite,
+    refuse_non_finite_weights,
 )
 from kit.idx import load_idx, load_mnist, read_idx
 from kit.optim import Muon, linear_schedule, what_steps
@@ -74,6 +76,7 @@ from kit.plots_history import plot_history
 from kit.runtime import (
     device_of,
     eval_mode,
+    from_first,
     get_device,
     interrupt_later,
     keep_freed_memory,
@@ -315,8 +318,9 @@ def train_epoch(
     `criterion` accepts them; the accuracy is then NaN. A module that is in eval mode while `model` is in train mode
     stays so: frozen BatchNorm keeps its statistics. `scheduler` is stepped after every batch. `progress` names a
     progress bar.
-    Raises ValueError for an empty batch or wrong shapes, NonFiniteLoss if the loss is NaN or infinite: before the
-    step is taken on the CPU, within 50 batches on other devices or with several processes.
+    Raises TypeError for a batch that is no pair of tensors, ValueError for an empty batch or wrong shapes,
+    NonFiniteLoss if the loss is NaN or infinite: before the step is taken on the CPU, within 50 batches on other
+    devices or with several processes; and after the last step if a weight is.
     """
     _refuse_images("batches", batches)
     train_mode(model)
@@ -327,10 +331,10 @@ def train_epoch(
     # The bar is not given the batches themselves: it would call iter() on them once too often, which in a
     # DataLoader starts the workers twice and draws an order that nobody sees.
     with tqdm(total=_length(batches), desc=progress, unit="batch", leave=False, disable=hidden, file=sys.stdout) as bar:
-        for number, (inputs, labels) in enumerate(batches, start=1):
+        for number, batch in enumerate(batches, start=1):
+            inputs, labels = _on(device, batch, number)
             if not len(labels):
                 raise ValueError(f"batch {number} is empty; leave out batches without images")
-            inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             logits = model(inputs)
             loss = mean_loss(criterion, logits, labels)
             if number % read_every == 0:
@@ -349,7 +353,17 @@ def train_epoch(
                 raise_interrupt()
     metrics = tally.metrics()
     refuse_non_finite(torch.tensor(metrics.loss, device="cpu"), number, inputs, optimizer)
+    refuse_non_finite_weights(optimizer)
     return metrics
+
+
+def _on(device: torch.device, batch: Any, number: int) -> tuple[Tensor, Tensor]:
+    """Return a batch on `device`; TypeError if it is no pair of tensors."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(hasattr(part, "to") for part in batch):
+        what = [type(part).__name__ for part in batch] if isinstance(batch, tuple | list) else type(batch).__name__
+        raise TypeError(f"batch {number} is {what}; expected a pair of tensors, (inputs, labels)")
+    inputs, labels = batch
+    return inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def _refuse_images(name: str, batches: Any) -> None:
@@ -386,11 +400,12 @@ def evaluate(
     device, tally = device_of(model), Tally()
     # Not inference_mode: what a model keeps from this pass, a table of positions for instance, must still be of use
     # in training.
-    with eval_mode(model), torch.no_grad():
-        for inputs, labels in batches:
+    still = eval_mode(criterion) if isinstance(criterion, nn.Module) else nullcontext()
+    with eval_mode(model), still, torch.no_grad():
+        for number, batch in enumerate(batches, start=1):
+            inputs, labels = _on(device, batch, number)
             if not len(labels):
                 continue
-            inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             logits = model(inputs)
             tally.add(mean_loss(criterion, logits, labels), logits, labels)
     return tally.metrics()
@@ -450,15 +465,26 @@ def fit(
     verbose = verbose and rank_and_world()[0] == 0
     history = History()
     averaged = WeightAverage(model, average) if average else None
-    run = Run(model, optimizer, scheduler, train_batches, test_batches, history, averaged)
+    criteria = [criterion, test_criterion]
+    run = Run(model, optimizer, scheduler, train_batches, test_batches, history, averaged, criteria)
     use_python_numbers(run)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        for group in optimizer.param_groups:  # torch's other schedulers note where the rate starts
+            group.setdefault("initial_lr", group["lr"])
     with early_endings(history, epochs, model, checkpoint, verbose):
         if checkpoint is not None:
-            criteria = {"criterion": criterion, "test_criterion": test_criterion}
             settings = describe_run(
-                run, recipe=recipe, epochs=epochs, scheduler_step=step_after, average=average, **criteria
+                run,
+                recipe=recipe,
+                epochs=epochs,
+                scheduler_step=step_after,
+                average=average,
+                criterion=criterion,
+                test_criterion=test_criterion,
             )
             resume(run, settings, checkpoint, verbose)
+            if len(history) < epochs:
+                from_first(lambda: try_folder(checkpoint))
         trained = one_of_several(model)
         while (epoch := len(history) + 1) <= epochs:
             start, learning_rate = time.perf_counter(), float(optimizer.param_groups[0]["lr"])

@@ -13,6 +13,7 @@ import hashlib
 import io
 import platform
 import random
+import tempfile
 import types
 import warnings
 from collections.abc import Iterator
@@ -27,9 +28,17 @@ from torch.utils.data import DataLoader
 
 from kit.averaging import WeightAverage
 from kit.data import ImageData
-from kit.fingerprint import code_checksums
-from kit.runtime import device_of, from_all, from_first, interrupt_later, rank_and_world, write_atomically
-from kit.settings import as_plain, differences, incomparable, name_of
+from kit.fingerprint import code_checksums, is_own
+from kit.runtime import (
+    device_of,
+    from_all,
+    from_first,
+    interrupt_later,
+    raise_interrupt,
+    rank_and_world,
+    write_atomically,
+)
+from kit.settings import as_plain, captured_by, differences, incomparable, name_of, names_in
 
 _SEAL = b"KITSHA01"  # a checkpoint is torch.save's bytes, this mark and the SHA-256 of those bytes
 
@@ -75,6 +84,7 @@ class Run(NamedTuple):
     test_batches: Any
     history: Any
     average: WeightAverage | None
+    criteria: list[Any]
 
 
 def save_run(run: Run, settings: dict[str, Any], path: str | Path) -> None:
@@ -85,9 +95,20 @@ def save_run(run: Run, settings: dict[str, Any], path: str | Path) -> None:
         from_first(lambda: load_checkpoint(path) and None)
 
 
+def try_folder(path: str | Path) -> None:
+    """Raise OSError now, not after the first epoch, if nothing can be written beside `path`."""
+    folder = Path(path).expanduser().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def use_python_numbers(run: Run) -> None:
     """Replace NumPy's numbers among the options: a file with them is refused, and float32 is rounded otherwise."""
-    for options in [*run.optimizer.param_groups, *([vars(run.scheduler)] if run.scheduler is not None else [])]:
+    schedulers = [run.scheduler] if run.scheduler is not None else []
+    for scheduler in schedulers:
+        schedulers += getattr(scheduler, "_schedulers", [])
+    for options in [*run.optimizer.param_groups, *(vars(scheduler) for scheduler in schedulers)]:
         options.update(_without_numpy(options))
 
 
@@ -109,6 +130,7 @@ def resume(run: Run, settings: dict[str, Any], path: str | Path, verbose: bool) 
         if any(from_all(problem is not None)):
             _restore(run, before)
             raise ValueError(f"{path} does not fit this run, which is unchanged: {problem}") from problem
+    raise_interrupt()
     if missing and rank_and_world()[0] == 0:
         warnings.warn(
             f"{path}: the run goes on with other random numbers than without the stop, for these random states are "
@@ -152,6 +174,7 @@ def _snapshot(run: Run) -> dict[str, Any]:
         "scheduler": run.scheduler.state_dict() if run.scheduler is not None else None,
         "history": dataclasses.asdict(run.history),
         "average": run.average.state_dict() if run.average is not None else None,
+        "criteria": [criterion.state_dict() for criterion in _modules_of(run.criteria)],
     }
     return {key: _without_numpy(item) for key, item in state.items()} | {"generators": from_all(_random_states(run))}
 
@@ -164,12 +187,19 @@ def _restore(run: Run, state: dict[str, Any]) -> list[str]:
         run.scheduler.load_state_dict(state["scheduler"])
     if run.average is not None:
         run.average.load_state_dict(state["average"])
+    for criterion, saved in zip(_modules_of(run.criteria), state.get("criteria", []), strict=False):
+        criterion.load_state_dict(saved)
     for field in dataclasses.fields(run.history):
         getattr(run.history, field.name)[:] = state["history"][field.name]
     states, generators = state["generators"][rank_and_world()[0]], _generators_of(run)
     for name in states.keys() & generators.keys():
         _set_state(generators[name], states[name])
     return sorted(states.keys() ^ generators.keys())
+
+
+def _modules_of(criteria: list[Any]) -> list[nn.Module]:
+    """The criteria that may learn, or hold weights of the classes."""
+    return [criterion for criterion in criteria if isinstance(criterion, nn.Module)]
 
 
 def _without_numpy(state: Any) -> Any:
@@ -202,8 +232,10 @@ def _generators_of(run: Run) -> dict[str, Any]:
     generators = {"torch": torch.default_generator, "python": random, "numpy": numpy.random}
     if device.type in ("cuda", "mps"):
         generators[device.type] = device
-    for name, batches in (("train_batches", run.train_batches), ("test_batches", run.test_batches)):
-        for path, generator in _generators_in(batches, name, set()):
+    owners = {"train_batches": run.train_batches, "test_batches": run.test_batches, "scheduler": run.scheduler}
+    owners |= {f"criterion {number}": criterion for number, criterion in enumerate(run.criteria)}
+    for name, owner in ({"model": run.model} | owners).items():
+        for path, generator in _generators_in(owner, name, {id(run.model), id(run.optimizer)} - {id(owner)}):
             kind = generator.device.type if isinstance(generator, torch.Generator) else "cpu"
             generators[path if kind == "cpu" else f"{path} on {kind}"] = generator
     return generators
@@ -218,15 +250,28 @@ def _generators_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str,
     if isinstance(value, torch.Generator | numpy.random.Generator | numpy.random.RandomState | random.Random):
         yield path, value
     elif isinstance(value, types.FunctionType):
-        parts = dict(enumerate(cell.cell_contents for cell in value.__closure__ or ()))
+        parts = _read_by(value)
+    elif isinstance(value, types.MethodType):
+        parts = {"self": value.__self__, "function": value.__func__}
     elif isinstance(value, functools.partial):
         parts = {"func": value.func, "args": value.args, **value.keywords}
     elif isinstance(value, list | tuple | dict):  # long ones are data
         parts = dict(value.items() if isinstance(value, dict) else enumerate(value)) if len(value) <= 100 else {}
     elif not isinstance(value, type | types.ModuleType | Tensor):
-        parts = {key: item for key, item in getattr(value, "__dict__", {}).items() if key != "_iterator"}
+        left_out = ("_iterator", "_modules", "_parameters", "_buffers")
+        parts = {key: item for key, item in getattr(value, "__dict__", {}).items() if key not in left_out}
+        if isinstance(value, nn.Module):
+            parts |= value._modules
     for key, part in parts.items():
         yield from _generators_in(part, f"{path}.{key}", seen)
+
+
+def _read_by(function: types.FunctionType) -> dict[Any, Any]:
+    """What a function draws from may be captured, a default, or a global of the user's module."""
+    parts = captured_by(function) | dict(enumerate(function.__defaults__ or ())) | (function.__kwdefaults__ or {})
+    if is_own(function.__module__):
+        parts |= {name: function.__globals__.get(name) for name in names_in(function.__code__)[0]}
+    return parts
 
 
 def _state_of(generator: Any) -> Any:
@@ -284,6 +329,7 @@ def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
                 "DataLoader persistent_workers=False, or leave checkpoint out"
             )
     known = (run.model, run.optimizer)
+    settings |= {name: _untrained(settings.get(name), known) for name in ("criterion", "test_criterion")}
     described = {
         "model": _plain_model(run.model),
         "optimizer": _plain_optimizer(run),
@@ -291,7 +337,7 @@ def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
         "train_batches": _plain_batches(run.train_batches),
         "test_batches": _plain_batches(run.test_batches),
         "processes": rank_and_world()[1],
-        "code": _code(run, settings.get("criterion"), settings.get("test_criterion")),
+        "code": _code(run),
         **{name: as_plain(value, known) for name, value in settings.items()},
     }
     if (unknown := incomparable(described)) and rank_and_world()[0] == 0:
@@ -301,6 +347,17 @@ def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
             stacklevel=3,
         )
     return described
+
+
+def _untrained(criterion: Any, known: tuple[Any, ...]) -> Any:
+    """A copy of a criterion without the values that training changes, or what is no module as it is."""
+    if not isinstance(criterion, nn.Module) or not any(weight.requires_grad for weight in criterion.parameters()):
+        return criterion
+    twin = copy.deepcopy(criterion, {id(part): part for part in known})
+    for weight in twin.parameters():
+        if weight.requires_grad:
+            nn.init.zeros_(weight)
+    return twin
 
 
 def _plain_model(model: nn.Module) -> dict[str, Any]:
@@ -320,13 +377,13 @@ def _plain_model(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _code(run: Run, *criteria: Any) -> dict[str, str]:
+def _code(run: Run) -> dict[str, str]:
     """Checksums of the project's code in the parts of `run`; bytecode differs between versions of Python."""
     batches = [part for part in (run.train_batches, run.test_batches) if part is not None]
     data = [getattr(part, "dataset", None) for part in batches]
     calls = [getattr(part, name, None) for part in batches for name in ("augment", "collate_fn", "sampler")]
     calls += [getattr(part, name, None) for part in data for name in ("transform", "target_transform")]
-    parts = [*run.model.modules(), run.optimizer, run.scheduler, *batches, *data, *calls, *criteria]
+    parts = [*run.model.modules(), run.optimizer, run.scheduler, *batches, *data, *calls, *run.criteria]
     parts += getattr(run.scheduler, "lr_lambdas", [])
     things = [part if isinstance(part, types.FunctionType | type) else type(part) for part in parts]
     return {"python": ".".join(platform.python_version_tuple()[:2])} | code_checksums(*things)

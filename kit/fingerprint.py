@@ -49,7 +49,7 @@ def code_checksums(*things: Any) -> dict[str, str]:
     waiting = [*things]
     while waiting:
         thing = waiting.pop()
-        if not isinstance(thing, types.FunctionType | type) or not _is_own(thing.__module__):
+        if not isinstance(thing, types.FunctionType | type) or not is_own(thing.__module__):
             continue
         if any(thing is known for known in seen):
             continue
@@ -140,7 +140,7 @@ class _Walk:
     def _code_of(self, thing: Any) -> Any:
         if getattr(thing, "hooked", False):  # torch wraps a class's step when the first optimizer of it is made
             thing = thing.__wrapped__
-        if not _is_own(thing.__module__):
+        if not is_own(thing.__module__):
             return name_of(thing)
         for place, known in enumerate(self.found):
             if known is thing:
@@ -195,7 +195,7 @@ def _references(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 def _of_module(name: str, value: Any, attributes: set[str]) -> Iterator[tuple[str, Any]]:
     """Yield what code with these `attributes` may read in `value`, if it is a module of the project."""
-    if isinstance(value, types.ModuleType) and _is_own(value.__name__):
+    if isinstance(value, types.ModuleType) and is_own(value.__name__):
         for attribute in sorted(attributes):
             if hasattr(value, attribute):
                 yield f"{name}.{attribute}", getattr(value, attribute)
@@ -203,7 +203,7 @@ def _of_module(name: str, value: Any, attributes: set[str]) -> Iterator[tuple[st
 
 
 @functools.cache
-def _is_own(module: str | None) -> bool:
+def is_own(module: str | None) -> bool:
     """Return whether `module` is the user's or the kit's: neither installed nor part of Python."""
     if module in (None, "__main__") or module not in sys.modules:
         return True

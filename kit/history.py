@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from kit.runtime import (
@@ -124,7 +125,7 @@ def mean_loss(criterion: Criterion, logits: Any, labels: Tensor) -> Tensor:
     if not isinstance(logits, Tensor):
         raise TypeError(f"model returned {type(logits).__name__}; expected its logits, a tensor (N, K)")
     try:
-        loss = criterion(logits.float(), labels)
+        loss = criterion(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if is_classification(logits, labels):
             _refuse_unknown_classes(logits, labels, error)
@@ -133,6 +134,8 @@ def mean_loss(criterion: Criterion, logits: Any, labels: Tensor) -> Tensor:
             f"criterion failed for {_shapes(logits, labels)}; expected logits (N, K) and labels (N,) int64, or a "
             f"criterion that accepts other shapes: {error}"
         ) from error
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"criterion returned {type(loss).__name__}; expected a tensor, the mean loss")
     if loss.numel() != 1:
         raise ValueError(
             f"criterion returned {tuple(loss.shape)} for {_shapes(logits, labels)}; expected one number, the mean loss"
@@ -163,8 +166,18 @@ def refuse_non_finite(loss: Tensor, batch: int, inputs: Tensor, optimizer: Optim
         return
     if sum_over_processes(inputs.isfinite().logical_not().any().float()):
         raise NonFiniteLoss(f"the inputs of batch {batch} hold NaN or infinite numbers: repair the data")
-    rates = ", ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups)
-    raise NonFiniteLoss(f"the loss is {value} at batch {batch}, learning rate {rates}: try a tenth of it")
+    raise NonFiniteLoss(f"the loss is {value} at batch {batch}, {_rates(optimizer)}: try a tenth of it")
+
+
+def refuse_non_finite_weights(optimizer: Optimizer) -> None:
+    """Raise NonFiniteLoss if a weight that `optimizer` trains is NaN or infinite, though the last loss was not."""
+    weights = (weight for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad)
+    if not all(is_lazy(weight) or weight.isfinite().all() for weight in weights):
+        raise NonFiniteLoss(f"weights are NaN or infinite after the last batch, {_rates(optimizer)}: try a tenth of it")
+
+
+def _rates(optimizer: Optimizer) -> str:
+    return "learning rate " + ", ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups)
 
 
 @contextmanager

@@ -276,7 +276,7 @@ def write_atomically(path: str | Path, data: bytes | bytearray | memoryview) -> 
     The data goes to a temporary file in the same folder (created if missing), is flushed to disk and renamed.
     On any error the old file is untouched, the temporary file is removed, and the error is raised (OSError).
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays one: its file is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:

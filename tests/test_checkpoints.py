@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy
@@ -313,7 +312,9 @@ def test_other_images_of_the_same_number_are_another_run(tmp_path, monkeypatch):
         utils.fit(net, one, one, optimizer=OPTIMIZERS["adamw"](net), epochs=EPOCHS, checkpoint=tmp_path / "net.pt")
 
 
-@pytest.mark.parametrize("scheduler", ["OneCycleLR", "SequentialLR", "CosineAnnealingWarmRestarts", "MultiStepLR"])
+@pytest.mark.parametrize(
+    "scheduler", ["OneCycleLR", "SequentialLR", "CosineAnnealingWarmRestarts", "MultiStepLR", "ReduceLROnPlateau"]
+)
 def test_what_moves_during_training_is_no_setting(tmp_path, scheduler):
     """The same objects given to fit a second time, as a notebook does after a stop."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(400, 10))
@@ -326,6 +327,7 @@ def test_what_moves_during_training_is_no_setting(tmp_path, scheduler):
         ),
         "CosineAnnealingWarmRestarts": lambda: schedulers.CosineAnnealingWarmRestarts(optimizer, 3),
         "MultiStepLR": lambda: schedulers.MultiStepLR(optimizer, [3, 6]),
+        "ReduceLROnPlateau": lambda: schedulers.ReduceLROnPlateau(optimizer, patience=0, threshold=9),
     }[scheduler]()
     batches = utils.Batches(small_data(), 16, shuffle=True, seed=0)
     again = functools.partial(
@@ -454,6 +456,103 @@ def test_any_kind_of_learning_rate_resumes_to_the_bit_and_is_kept_as_a_float(tmp
     resumed = tiny(tmp_path / "net.pt", **settings())
     assert_equal_to_the_bit(resumed, tiny(None, **settings()))
     assert all(type(rate) is float for rate in resumed[2].learning_rate)
+
+
+class Scaled(nn.CrossEntropyLoss):
+    """A criterion that learns."""
+
+    def __init__(self):
+        super().__init__(torch.tensor([1.0, 2.0]))
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, logits, labels):
+        return super().forward(logits * self.scale, labels)
+
+
+def test_a_criterion_that_learns_resumes_to_the_bit_and_is_known_again(tmp_path):
+    def train(path, criterion, **arguments):
+        utils.seed_everything(0)
+        net = nn.Linear(5, 2)
+        optimizer = torch.optim.SGD([*net.parameters(), *criterion.parameters()], lr=0.5, momentum=0.9)
+        batches = DataLoader(Dataset(), 16, shuffle=True)
+        history = fit(
+            net, batches, batches, epochs=4, optimizer=optimizer, criterion=criterion, checkpoint=path, **arguments
+        )
+        return criterion, optimizer, history
+
+    whole, path, kept = train(None, Scaled()), tmp_path / "net.pt", Scaled()
+    assert whole[0].scale != 1
+    train(path, kept, on_epoch=stop_after(2))
+    assert_equal_to_the_bit(train(path, Scaled()), whole)  # made anew, as in a new process
+    assert len(train(path, kept)[2]) == 4  # and the very object, whose scale has moved
+    kept.weight[0] = 3  # not trained: a setting
+    with pytest.raises(ValueError, match=r"criterion\.weight\.checksum"):
+        train(path, kept)
+
+
+DRAWING = """
+import torch
+def drawn(values, generator):
+    return values + torch.randn(values.shape, generator=generator)
+class Method:
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(1)
+    def apply(self, images, generator):
+        return drawn(images, self.generator)
+class Noisy(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(400, 10)
+        self.generator = torch.Generator().manual_seed(1)
+    def forward(self, images):
+        return super().forward(drawn(images.flatten(1), self.generator))
+def default(images, generator, own=torch.Generator().manual_seed(1)):
+    return drawn(images, own)
+GLOBAL = torch.Generator().manual_seed(1)
+def by_global(images, generator):
+    return drawn(images, GLOBAL)
+def unset():
+    def augment(images, generator):
+        return images if True else later
+    return augment
+    later = 0
+"""
+
+
+@pytest.mark.parametrize("kind", ["Noisy", "Method", "default", "by_global", "unset"])
+@pytest.mark.filterwarnings("ignore:checkpoint. whether these are still the same")
+def test_a_generator_is_found_wherever_it_is(tmp_path, kind):
+    def train(path, **arguments):
+        user = {"__name__": "mine"}
+        exec(DRAWING, user)
+        utils.seed_everything(0)
+        net = nn.Sequential(user["Noisy"]()) if kind == "Noisy" else nn.Sequential(nn.Flatten(), nn.Linear(400, 10))
+        augment = {"Noisy": None, "Method": user["Method"]().apply, "unset": user["unset"]()}.get(kind, user.get(kind))
+        batches = utils.Batches(small_data(), 16, augment=augment, shuffle=True, seed=0)
+        optimizer = OPTIMIZERS["sgd"](net)
+        history = fit(
+            net, batches, utils.Batches(small_data(), 48), epochs=4, optimizer=optimizer, checkpoint=path, **arguments
+        )
+        return net, optimizer, history
+
+    whole = train(None)
+    train(tmp_path / "net.pt", on_epoch=stop_after(2))
+    assert_equal_to_the_bit(train(tmp_path / "net.pt"), whole)
+
+
+def test_a_rate_of_single_precision_in_a_sequence_resumes_to_the_bit(tmp_path):
+    def train(path, **arguments):
+        net, rates = nn.Linear(5, 2), torch.optim.lr_scheduler
+        utils.seed_everything(0)
+        nn.init.ones_(net.weight)
+        optimizer = torch.optim.SGD(net.parameters(), lr=numpy.float32(0.1))
+        parts = [rates.LinearLR(optimizer, total_iters=5), rates.CosineAnnealingLR(optimizer, 20)]
+        scheduler = rates.SequentialLR(optimizer, parts, [5])
+        arguments |= {"optimizer": optimizer, "scheduler": scheduler, "epochs": 4, "checkpoint": path}
+        return fit(net, DataLoader(Dataset(), 16), DataLoader(Dataset(), 16), **arguments).learning_rate
+
+    whole = train(None)
+    train(tmp_path / "net.pt", on_epoch=stop_after(2))
+    assert train(tmp_path / "net.pt") == whole
 
 
 def test_a_state_that_could_not_be_read_back_is_refused_after_the_first_epoch(tmp_path):
@@ -589,21 +688,26 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 
 # --- Interrupts
 
+CTRL_C = {"at": None}  # how many batches there are before it
+
+
+def interrupting_loss(logits, labels):
+    if CTRL_C["at"] is not None:
+        if CTRL_C["at"] == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        CTRL_C["at"] -= 1
+    return nn.functional.cross_entropy(logits, labels)
+
 
 def test_ctrl_c_at_any_moment_ends_fit_normally_with_a_checkpoint_of_the_last_whole_epoch(tmp_path):
-    whole = run(None)
-    for moment, delay in enumerate((0.01, 0.05, 0.1, 0.15, 0.2, 0.3)):
-        path = tmp_path / f"{moment}.pt"
-        timer = threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGINT))
-        try:
-            timer.start()
-            *_, history = run(path)
-            timer.join()
-        except KeyboardInterrupt:  # it came before fit began, or after it ended
-            history = utils.load_checkpoint(path)["history"]["seconds"] if path.exists() else []
+    whole = run(None, criterion=interrupting_loss)
+    for batch in (0, 2, 3, 5, 6, 10, 17):  # in each epoch three batches to train on, then three to test
+        path, CTRL_C["at"] = tmp_path / f"{batch}.pt", batch
+        *_, history = run(path, criterion=interrupting_loss)
+        CTRL_C["at"] = None
         saved = len(utils.load_checkpoint(path)["history"]["seconds"]) if path.exists() else 0
-        assert saved == len(history)
-        assert_equal_to_the_bit(run(path), whole)
+        assert saved == len(history) == batch // 6
+        assert_equal_to_the_bit(run(path, criterion=interrupting_loss), whole)
 
 
 def test_an_interrupt_while_the_epoch_is_being_saved_waits_until_it_is(tmp_path, monkeypatch):
@@ -617,6 +721,32 @@ def test_an_interrupt_while_the_epoch_is_being_saved_waits_until_it_is(tmp_path,
     *_, history = run(tmp_path / "net.pt")
     assert len(history) == 1
     assert utils.load_checkpoint(tmp_path / "net.pt")["history"]["seconds"] == history.seconds
+
+
+def test_ctrl_c_while_a_checkpoint_is_restored_is_raised_after_it(tmp_path, monkeypatch):
+    whole, path, restore = run(None), tmp_path / "net.pt", checkpoints._restore
+    run(path, on_epoch=stop_after(1))
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return restore(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_restore", interrupted)
+        assert len(run(path)[2]) == 1
+    assert_equal_to_the_bit(run(path), whole)
+
+
+def test_weights_that_are_not_finite_after_an_epoch_keep_the_last_good_checkpoint(tmp_path):
+    net, calls = nn.Linear(5, 2), itertools.count(1)
+    net.weight.register_hook(lambda gradient: gradient * float("nan") if next(calls) == 8 else gradient)
+    batches = DataLoader(Dataset(), 16)  # four batches: the last step of the second epoch
+    with pytest.raises(
+        utils.NonFiniteLoss, match="epoch 2: weights are NaN or infinite after the last batch"
+    ) as caught:
+        fit(net, batches, batches, epochs=3, optimizer=OPTIMIZERS["sgd"](net), checkpoint=tmp_path / "net.pt")
+    assert len(caught.value.history) == 1
+    assert utils.load_checkpoint(tmp_path / "net.pt")["model"]["weight"].isfinite().all()
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
@@ -645,6 +775,20 @@ def test_a_failing_write_leaves_the_old_checkpoint_and_no_litter(tmp_path, monke
                 utils.save_checkpoint(path, {"epoch": 2})
         assert utils.load_checkpoint(path) == {"epoch": 1}
         assert os.listdir(tmp_path) == ["net.pt"]
+
+
+def test_a_place_where_nothing_can_be_written_is_told_before_the_training(tmp_path):
+    (tmp_path / "file").touch()
+    trained = []
+    with pytest.raises(OSError, match="file"):
+        tiny(tmp_path / "file" / "net.pt", on_epoch=trained.append)
+    assert not trained
+
+
+def test_a_link_to_a_checkpoint_stays_a_link(tmp_path):
+    (tmp_path / "link.pt").symlink_to(tmp_path / "net.pt")
+    utils.save_checkpoint(tmp_path / "link.pt", {"epoch": 1})
+    assert (tmp_path / "link.pt").is_symlink() and utils.load_checkpoint(tmp_path / "net.pt") == {"epoch": 1}
 
 
 def test_every_flipped_bit_is_seen(tmp_path):

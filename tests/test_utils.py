@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import os
 import platform
 import subprocess
@@ -222,6 +223,50 @@ def test_nan_in_the_inputs_is_named_as_such():
     net = nn.Linear(5, 2)
     with pytest.raises(utils.NonFiniteLoss, match="the inputs of batch 1 hold NaN"):
         utils.train_epoch(net, [(inputs, torch.zeros(4, dtype=torch.long))], torch.optim.SGD(net.parameters(), 0.1))
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        ({"inputs": torch.zeros(4, 5), "labels": torch.zeros(4)}, "dict"),
+        ((torch.zeros(4, 5), torch.zeros(4), torch.zeros(4)), "['Tensor', 'Tensor', 'Tensor']"),
+        ((torch.zeros(4, 5), [0, 1, 0, 1]), "['Tensor', 'list']"),
+    ],
+)
+def test_a_batch_that_is_no_pair_of_tensors_is_named(batch, found):
+    net = nn.Linear(5, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for call in (lambda: utils.train_epoch(net, [batch], optimizer), lambda: utils.evaluate(net, [batch])):
+        with pytest.raises(TypeError, match=re.escape(f"batch 1 is {found}; expected a pair of tensors")):
+            call()
+
+
+@pytest.mark.parametrize("returned", [None, 0.3, (torch.tensor(0.3),)])
+def test_a_criterion_that_returns_no_tensor_is_named(returned):
+    batches = [(torch.zeros(4, 5), torch.zeros(4, dtype=torch.long))]
+    with pytest.raises(TypeError, match=f"criterion returned {type(returned).__name__}; expected a tensor"):
+        utils.evaluate(nn.Linear(5, 2), batches, criterion=lambda logits, labels: returned)
+
+
+def test_a_network_in_double_precision_has_its_loss_in_double_precision():
+    torch.manual_seed(0)
+    net, weights = nn.Linear(5, 2).double(), torch.tensor([1.0, 3.0], dtype=torch.float64)
+    inputs, labels = torch.rand(8, 5, dtype=torch.float64), torch.arange(8) % 2
+    expected = F.cross_entropy(net(inputs), labels, weights).item()
+    assert utils.evaluate(net, [(inputs, labels)], criterion=nn.CrossEntropyLoss(weights)).loss == pytest.approx(
+        expected, rel=1e-12
+    )
+
+
+def test_a_criterion_that_draws_is_still_in_a_test():
+    class Noisy(nn.CrossEntropyLoss):
+        def forward(self, logits, labels):
+            return super().forward(F.dropout(logits, training=self.training), labels)
+
+    batches, criterion = [(torch.ones(64, 5), torch.zeros(64, dtype=torch.long))], Noisy()
+    net = nn.Linear(5, 2)
+    losses = {utils.evaluate(net, batches, criterion=criterion).loss for _ in range(3)}
+    assert len(losses) == 1 and criterion.training
 
 
 @pytest.mark.parametrize(("argument", "value"), [("epochs", 0), ("epochs", 1.5), ("scheduler_step", "week")])
