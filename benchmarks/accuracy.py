@@ -100,16 +100,16 @@ def measure(path: Path, variants: dict[str, Variant], data: Data, options: argpa
     """Train the seeds and variants that `path` lacks, add them to it, and print how the variants compare."""
     result = read_result(path, new_head(variants, *data))
     runs = {(run["variant"], run["seed"]): run for run in result["runs"]}
-    missing = [(name, seed) for name in variants for seed in options.seeds if (name, seed) not in runs]
-    failed = []
-    if missing:
-        chosen = {name: variants[name] for name, _ in missing}
-        seeds = sorted({seed for _, seed in missing})
-        on_cluster = joblib.parallel_config("dask", scheduler_host=options.dask) if options.dask else nullcontext()
-        with on_cluster:
-            done = compare(chosen, *data, seeds=seeds, folder=RUNS, jobs=options.jobs).runs
-        failed = [run for run in done if "error" in run]
-        runs |= {(run["variant"], run["seed"]): rounded(run) for run in done if "error" not in run}
+    missing: dict[tuple[int, ...], dict[str, Variant]] = {}  # the variants that lack the same seeds, together
+    for name, variant in variants.items():
+        if seeds := tuple(seed for seed in options.seeds if (name, seed) not in runs):
+            missing.setdefault(seeds, {})[name] = variant
+    done = []
+    with joblib.parallel_config("dask", scheduler_host=options.dask) if options.dask else nullcontext():
+        for seeds, chosen in missing.items():
+            done += compare(chosen, *data, seeds=seeds, folder=RUNS, jobs=options.jobs).runs
+    failed = [run for run in done if "error" in run]
+    runs |= {(run["variant"], run["seed"]): rounded(run) for run in done if "error" not in run}
     order = list(result["variants"])
     ordered = [runs[key] for key in sorted(runs, key=lambda key: (order.index(key[0]), key[1]))]
     versions = {"torch": sorted({run["torch"] for run in ordered})}

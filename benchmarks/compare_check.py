@@ -21,9 +21,10 @@ import torch
 import model
 import utils
 from benchmarks.accuracy import RUNS
-from benchmarks.records import RESULTS, machine, versions, write
+from benchmarks.records import RESULTS, commit, machine, versions, write
 from compare import compare
 from kit.comparisons import MEASURES
+from kit.settings import as_plain
 
 
 def net_from_other_weights() -> torch.nn.Module:
@@ -72,7 +73,8 @@ def main() -> None:
     ]
     unaugmented = utils.Recipe(augment=None)
     worse = find_difference(unaugmented, images, range(100, 106), unaugmented.epochs, options.jobs)
-    result = {"machine": machine(), "versions": versions(), "equal": equal, "no augmentation": worse}
+    origin = {"machine": machine(), "versions": versions(), "commit": commit(), "config": as_plain(utils.Recipe())}
+    result = origin | {"equal": equal, "no augmentation": worse}
     write(options.results / "compare.json", result)
     called = sum(comparison["clear"] for comparison in equal)
     print(f"Equal variants called different: {called} of {len(equal)}. No augmentation: clear is {worse['clear']}.")

@@ -49,8 +49,8 @@ def train_apart(checkpoint: Path, seed: int, finished: Any) -> None:
     train(checkpoint, seed, on_epoch=lambda history: finished.send(len(history) - 1))
 
 
-def kill_once(checkpoint: Path, seed: int, delay: float) -> tuple[bool, int]:
-    """Train in a forked process, kill it after `delay` seconds; (was it killed, the last epoch it reported)."""
+def kill_once(checkpoint: Path, seed: int, delay: float | None) -> tuple[bool, int]:
+    """Train in a forked process, kill it after `delay` seconds if any; (was it killed, the last epoch it reported)."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=train_apart, args=(checkpoint, seed, theirs))
@@ -76,34 +76,35 @@ def finished_epochs(checkpoint: Path) -> int:
 
 
 def count_losses(kills: int, seed: int = 0) -> dict[str, int]:
-    """Kill training `kills` times, at moments that `seed` draws; return the counts."""
+    """Kill training `kills` times, at moments that `seed` draws, and resume it each time; return the counts."""
     draw = random.Random(seed)
     counts = {"kills": 0, "resumes": 0, "lost_epochs": 0, "unreadable": 0, "whole_runs": 0, "whole_runs_equal": 0}
     train(None, 0)  # the first run of a process is slower than those that it forks later
     start = time.monotonic()
     train(None, 0)
     whole = time.monotonic() - start  # so that kills come anywhere within a run, however fast the machine
-    run = 0
+    run, before = 0, 0
     with tempfile.TemporaryDirectory() as folder, tqdm(total=kills, unit="kill", disable=None) as bar:
-        while counts["kills"] < kills:
+        while counts["kills"] < kills or before:
             checkpoint = Path(folder) / f"{run}.pt"
-            before = finished_epochs(checkpoint)
-            killed, reported = kill_once(checkpoint, run, draw.uniform(0, whole))
+            delay = draw.uniform(0, whole) if counts["kills"] < kills else None  # the last run comes to its end
+            killed, reported = kill_once(checkpoint, run, delay)
             counts["kills"] += killed
             bar.update(killed)
             try:
                 after = finished_epochs(checkpoint)
             except ValueError:
                 counts["unreadable"] += 1
-                run += 1
+                run, before = run + 1, 0
                 continue
             counts["lost_epochs"] += max(0, max(reported, before) - after)
-            counts["resumes"] += 0 < before <= after
+            counts["resumes"] += before > 0
+            before = after
             if after == RECIPE.epochs:
                 weights, expected = utils.load_checkpoint(checkpoint)["model"], train(None, run)
                 counts["whole_runs"] += 1
                 counts["whole_runs_equal"] += all(torch.equal(weights[name], expected[name]) for name in expected)
-                run += 1
+                run, before = run + 1, 0
     return counts
 
 

@@ -16,6 +16,7 @@ import model
 import utils
 from benchmarks import records
 from kit.comparisons import summarize
+from kit.settings import as_plain
 from kit.statistics import paired_difference
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -522,7 +523,7 @@ def faults_text() -> str:
     faults = read("faults")
     return (
         f"Of {faults['kills']} kills at random moments, {faults['resumes']} came after a finished epoch and were "
-        f"resumed from it, the others began anew; {faults['lost_epochs']} finished epochs were lost, "
+        f"resumed from it, the others, if any, began anew; {faults['lost_epochs']} finished epochs were lost, "
         f"{faults['unreadable']} checkpoints unreadable; {faults['whole_runs_equal']} of {faults['whole_runs']} "
         "runs that came to their end equal those that nobody killed, to the bit."
     )
@@ -536,6 +537,7 @@ def compare_text() -> str:
     changes = [comparison["accuracy"]["mean"] for comparison in equal]
     error = stdev(changes) / len(changes) ** 0.5
     loss = worse["loss"]
+    since = "" if check.get("config") == as_plain(utils.Recipe()) else " The recipe has been changed since."
     return (
         f"Two equal variants were called different in {called} of {len(equal)} repetitions ({len(equal[0]['seeds'])} "
         f"seeds, {equal[0]['epochs']} epochs, {equal[0]['train_images']:,} training and "
@@ -543,7 +545,7 @@ def compare_text() -> str:
         f"{mean(changes):+.2f} ± {error:.2f} points (standard error). Between the recipe and the same without "
         f"augmentation it found {found} difference: {loss['mean']:+.4f} in loss, 95 % interval {loss['low']:+.4f} to "
         f"{loss['high']:+.4f} ({len(worse['seeds'])} seeds, {worse['epochs']} epochs, {worse['train_images']:,} "
-        f"training and {worse['test_images']:,} validation images)."
+        f"training and {worse['test_images']:,} validation images).{since}"
     )
 
 

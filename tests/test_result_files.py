@@ -117,6 +117,12 @@ def test_a_file_grows_by_variants_and_says_how_each_differs(tmp_path, data, caps
     assert [run["variant"] for run in result["runs"]] == ["plain", "other rate", "dropout"]
     assert result["variants"]["other rate"] == {"lr": 0.01} and result["variants"]["plain"] == {}
     assert result["variants"]["dropout"]["network"]["keywords"] == {"dropout": 0.5}
+    before = {run["variant"]: run for run in result["runs"]}
+    accuracy.RUNS = tmp_path / "elsewhere"
+    grown = measure(path, data, [0, 1], dict([plain, other, dropout, ("more", (Nano, replace(RECIPE, lr=0.03)))]))[
+        "runs"
+    ]
+    assert len(grown) == 8 and all(run in grown for run in before.values())  # kept as they were, seconds and all
     with pytest.raises(SystemExit, match=r"variants\.other rate\.lr: saved 0\.01, now 0\.02"):
         measure(path, data, [1], dict([plain, ("other rate", (Nano, replace(RECIPE, lr=0.02)))]))
 

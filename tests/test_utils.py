@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import os
 import platform
+import re
 import subprocess
 import sys
 import typing
