@@ -84,6 +84,7 @@ from kit.runtime import (
     one_of_several,
     raise_interrupt,
     rank_and_world,
+    second_interrupt_raises,
     seed_everything,
     share_buffers,
     somebody_watches,
@@ -445,7 +446,8 @@ def fit(
     be saved. A warning names what cannot be compared, and code (of the network, augmentation and so on) that has been
     edited since. `recipe`, the one that the arguments were made from, is stored with these settings.
 
-    Ctrl-C, or KeyboardInterrupt from `on_epoch`, ends the training. In a notebook `fit` then returns the history of
+    Ctrl-C, or KeyboardInterrupt from `on_epoch`, ends the training; while `on_epoch` runs, Ctrl-C waits for it and a
+    second one does not. In a notebook `fit` then returns the history of
     the finished epochs, and another `fit` in the same cell raises KeyboardInterrupt, so that a loop over seeds ends
     as well. In a script `fit` raises KeyboardInterrupt, with that history as its attribute `history`.
 
@@ -506,7 +508,8 @@ def fit(
                 history.append(train, test, learning_rate, time.perf_counter() - start)
                 try:
                     if on_epoch is not None:
-                        on_epoch(history)
+                        with second_interrupt_raises():
+                            on_epoch(history)
                 except KeyboardInterrupt:
                     note_interrupt()
                 finally:

@@ -199,6 +199,28 @@ def interrupt_later() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def second_interrupt_raises() -> Iterator[None]:
+    """Within `interrupt_later`: the first Ctrl-C is noted all the same, one more raises KeyboardInterrupt at once."""
+
+    def handle(*_: Any) -> None:
+        if _interrupted:
+            raise KeyboardInterrupt
+        note_interrupt()
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not note_interrupt
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, note_interrupt)
+
+
 _interrupted_cell: int | None = None
 
 

@@ -723,6 +723,20 @@ def test_an_interrupt_while_the_epoch_is_being_saved_waits_until_it_is(tmp_path,
     assert utils.load_checkpoint(tmp_path / "net.pt")["history"]["seconds"] == history.seconds
 
 
+def test_a_second_ctrl_c_ends_on_epoch_itself(tmp_path):
+    reached = []
+
+    def on_epoch(history):
+        for place in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(place)
+
+    *_, history = run(tmp_path / "net.pt", on_epoch=on_epoch)
+    assert reached == [0] and len(history) == 1
+    assert len(utils.load_checkpoint(tmp_path / "net.pt")["history"]["seconds"]) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_ctrl_c_while_a_checkpoint_is_restored_is_raised_after_it(tmp_path, monkeypatch):
     whole, path, restore = run(None), tmp_path / "net.pt", checkpoints._restore
     run(path, on_epoch=stop_after(1))
