@@ -6,6 +6,7 @@ only by a run with the same settings; where code has been edited since, a warnin
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -259,7 +260,8 @@ def _generators_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str,
         parts = dict(value.items() if isinstance(value, dict) else enumerate(value)) if len(value) <= 100 else {}
     elif not isinstance(value, type | types.ModuleType | Tensor):
         left_out = ("_iterator", "_modules", "_parameters", "_buffers")
-        parts = {key: item for key, item in getattr(value, "__dict__", {}).items() if key not in left_out}
+        with contextlib.suppress(Exception):  # objects without attributes, or with a `__dict__` of their own making
+            parts = {key: item for key, item in vars(value).items() if key not in left_out}
         if isinstance(value, nn.Module):
             parts |= value._modules
     for key, part in parts.items():

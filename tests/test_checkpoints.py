@@ -518,6 +518,22 @@ def unset():
 """
 
 
+def test_objects_with_attributes_of_their_own_making_do_no_harm(tmp_path):
+    class Answers:
+        __slots__ = ()
+
+        def __getattr__(self, name):
+            return None
+
+    class Fails:
+        __dict__ = property(lambda self: 1 / 0)
+
+    net = nn.Linear(5, 2)
+    net.answers, net.fails = Answers(), Fails()
+    optimizer, loader = OPTIMIZERS["sgd"](net), DataLoader(Dataset(), 16)
+    assert len(fit(net, loader, loader, optimizer=optimizer, epochs=1, checkpoint=tmp_path / "net.pt")) == 1
+
+
 @pytest.mark.parametrize("kind", ["Noisy", "Method", "default", "by_global", "unset"])
 @pytest.mark.filterwarnings("ignore:checkpoint. whether these are still the same")
 def test_a_generator_is_found_wherever_it_is(tmp_path, kind):
