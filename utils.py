@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from kit.averaging import WeightAverage
@@ -41,8 +41,8 @@ from kit.checkpoints import (
     resume,
     save_checkpoint,
     save_run,
+    tidy_options,
     try_folder,
-    use_python_numbers,
 )
 from kit.data import ImageData, as_tensors, normalise, split, statistics_on, to_floats
 from kit.digits import prepare_digit
@@ -455,8 +455,8 @@ def fit(
     alone prints and saves. On Linux this process keeps the memory that tensors free from here on, which almost
     halves the time of a step; set MALLOC_TRIM_THRESHOLD_ in the environment to switch this off.
 
-    Raises ValueError or TypeError for bad arguments, ValueError for a checkpoint of another run, NonFiniteLoss where
-    training diverges.
+    Raises ValueError or TypeError for bad arguments, ValueError for a checkpoint of another run, OSError if it cannot
+    be written, NonFiniteLoss where training diverges.
     """
     epochs, average = whole_number("epochs", epochs), real_number("average", average, 1)
     step_after = what_steps(optimizer, scheduler, scheduler_step)
@@ -467,23 +467,12 @@ def fit(
     verbose = verbose and rank_and_world()[0] == 0
     history = History()
     averaged = WeightAverage(model, average) if average else None
-    criteria = [criterion, test_criterion]
+    criteria = {"criterion": criterion, "test_criterion": test_criterion}
     run = Run(model, optimizer, scheduler, train_batches, test_batches, history, averaged, criteria)
-    use_python_numbers(run)
-    if isinstance(scheduler, ReduceLROnPlateau):
-        for group in optimizer.param_groups:  # torch's other schedulers note where the rate starts
-            group.setdefault("initial_lr", group["lr"])
+    tidy_options(run)
     with early_endings(history, epochs, model, checkpoint, verbose):
         if checkpoint is not None:
-            settings = describe_run(
-                run,
-                recipe=recipe,
-                epochs=epochs,
-                scheduler_step=step_after,
-                average=average,
-                criterion=criterion,
-                test_criterion=test_criterion,
-            )
+            settings = describe_run(run, recipe=recipe, epochs=epochs, scheduler_step=step_after, average=average)
             resume(run, settings, checkpoint, verbose)
             if len(history) < epochs:
                 from_first(lambda: try_folder(checkpoint))

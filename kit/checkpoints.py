@@ -25,6 +25,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from kit.averaging import WeightAverage
@@ -85,7 +86,7 @@ class Run(NamedTuple):
     test_batches: Any
     history: Any
     average: WeightAverage | None
-    criteria: list[Any]
+    criteria: dict[str, Any]  # "criterion" and "test_criterion"
 
 
 def save_run(run: Run, settings: dict[str, Any], path: str | Path) -> None:
@@ -104,8 +105,14 @@ def try_folder(path: str | Path) -> None:
         pass
 
 
-def use_python_numbers(run: Run) -> None:
-    """Replace NumPy's numbers among the options: a file with them is refused, and float32 is rounded otherwise."""
+def tidy_options(run: Run) -> None:
+    """Replace NumPy's numbers among the options: a file with them is refused, and float32 is rounded otherwise.
+
+    And note the first learning rate, as torch's other schedulers do: what moves since is no setting.
+    """
+    if isinstance(run.scheduler, ReduceLROnPlateau):
+        for group in run.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
     schedulers = [run.scheduler] if run.scheduler is not None else []
     for scheduler in schedulers:
         schedulers += getattr(scheduler, "_schedulers", [])
@@ -198,9 +205,9 @@ def _restore(run: Run, state: dict[str, Any]) -> list[str]:
     return sorted(states.keys() ^ generators.keys())
 
 
-def _modules_of(criteria: list[Any]) -> list[nn.Module]:
+def _modules_of(criteria: dict[str, Any]) -> list[nn.Module]:
     """The criteria that may learn, or hold weights of the classes."""
-    return [criterion for criterion in criteria if isinstance(criterion, nn.Module)]
+    return [criterion for criterion in criteria.values() if isinstance(criterion, nn.Module)]
 
 
 def _without_numpy(state: Any) -> Any:
@@ -233,9 +240,9 @@ def _generators_of(run: Run) -> dict[str, Any]:
     generators = {"torch": torch.default_generator, "python": random, "numpy": numpy.random}
     if device.type in ("cuda", "mps"):
         generators[device.type] = device
-    owners = {"train_batches": run.train_batches, "test_batches": run.test_batches, "scheduler": run.scheduler}
-    owners |= {f"criterion {number}": criterion for number, criterion in enumerate(run.criteria)}
-    for name, owner in ({"model": run.model} | owners).items():
+    batches = {"train_batches": run.train_batches, "test_batches": run.test_batches}
+    owners = batches | run.criteria | {"model": run.model, "scheduler": run.scheduler}
+    for name, owner in owners.items():
         for path, generator in _generators_in(owner, name, {id(run.model), id(run.optimizer)} - {id(owner)}):
             kind = generator.device.type if isinstance(generator, torch.Generator) else "cpu"
             generators[path if kind == "cpu" else f"{path} on {kind}"] = generator
@@ -331,7 +338,7 @@ def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
                 "DataLoader persistent_workers=False, or leave checkpoint out"
             )
     known = (run.model, run.optimizer)
-    settings |= {name: _untrained(settings.get(name), known) for name in ("criterion", "test_criterion")}
+    settings |= {name: _untrained(criterion, known) for name, criterion in run.criteria.items()}
     described = {
         "model": _plain_model(run.model),
         "optimizer": _plain_optimizer(run),
@@ -385,7 +392,7 @@ def _code(run: Run) -> dict[str, str]:
     data = [getattr(part, "dataset", None) for part in batches]
     calls = [getattr(part, name, None) for part in batches for name in ("augment", "collate_fn", "sampler")]
     calls += [getattr(part, name, None) for part in data for name in ("transform", "target_transform")]
-    parts = [*run.model.modules(), run.optimizer, run.scheduler, *batches, *data, *calls, *run.criteria]
+    parts = [*run.model.modules(), run.optimizer, run.scheduler, *batches, *data, *calls, *run.criteria.values()]
     parts += getattr(run.scheduler, "lr_lambdas", [])
     things = [part if isinstance(part, types.FunctionType | type) else type(part) for part in parts]
     return {"python": ".".join(platform.python_version_tuple()[:2])} | code_checksums(*things)
