@@ -332,7 +332,7 @@ def parts_text() -> str:
     return (
         f"Over {seeds} paired seeds, these changes clearly raise the validation loss of `Net`: "
         f"{'; '.join(f'{name} ({changes[name]:+.4f})' for name in worse)}. "
-        f"{1 + len(others)} others do not, each by itself; the largest rise is {changes[first]:+.4f}, {first}."
+        f"{1 + len(others)} others do not; the largest rise is {changes[first]:+.4f}, {first}."
     )
 
 

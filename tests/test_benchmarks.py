@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -458,9 +459,9 @@ def test_a_peer_trains_the_same_network(monkeypatch):
 
 def test_the_commit_is_dirty_after_a_change_of_code_not_of_results(tmp_path):
     """In a repository of its own, which holds the kit's code and a result file."""
-    for name, source in {"kit/runtime.py": ROOT / "kit" / "runtime.py", "benchmarks/results/a.json": None}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(source.read_text() if source else "1")
+    shutil.copytree(ROOT / "kit", tmp_path / "kit", ignore=shutil.ignore_patterns("__pycache__", "*.gz"))
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "results" / "a.json").write_text("1")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "All"]):
         subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
