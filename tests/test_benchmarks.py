@@ -437,7 +437,7 @@ def test_a_run_continues_where_it_was_stopped_and_refuses_another_machine(tmp_pa
     speed.main(command)
     report = json.loads(path.read_text())
     (run,) = report["runs"]
-    assert run["commit"] and 0 < run["import_torch_s"] < run["seconds"][0]
+    assert run["commit"] and run["import_torch_s"] > 0 and run["seconds"][0] > 0
     assert report["start"]["above_import_s"] == run["seconds"][0] - run["import_torch_s"]
 
     run["seconds"] = [1000.0]  # kept, not measured again
