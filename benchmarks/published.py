@@ -65,7 +65,7 @@ def one_cycle(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> On
 
 
 SGD = partial(torch.optim.SGD, momentum=0.9)
-RECIPES = {  # both test the last weights
+RECIPES = {
     "its own recipe": utils.Recipe(
         epochs=15,
         batch_size=128,
@@ -77,7 +77,7 @@ RECIPES = {  # both test the last weights
         warmup=0.3,
         average=0,
     ),
-    "this kit's recipe, last weights": utils.Recipe(average=0),
+    "this kit's recipe": utils.Recipe(),
 }
 
 
