@@ -1,6 +1,7 @@
 """Time the kit beside the usual loop and other frameworks, on this machine, in one run: benchmarks/results/speed.json.
 
 epoch    one epoch, training and test, of Net and Attempt2: by the kit, and by the usual loop
+training the whole default training of Net, by the kit
 job      from the start of the process to the first epoch whose test accuracy is at least 99.40 %: the network
          Sprinter with the recipe JOB; the usual loop, from the start of its process, to the end of its first epoch
 start    from the start of the process to the end of the first training step, beside the time of `import torch`
@@ -56,7 +57,8 @@ GENTLE = utils.Augment(rotation=10, translation=0.06, scale=0.1, shear=6, elasti
 JOB = dataclasses.replace(utils.Recipe(), epochs=4, augment=GENTLE, plain_epochs=1, average=0.2)
 SEEDS = 1000  # the first of the job's seeds, which nothing was chosen with
 NETWORKS = ["Net", "Attempt2"]  # of the parts epoch and peers
-RECIPES = {"epoch": utils.Recipe(epochs=1, plain_epochs=0, augment=AFFINE, average=0), "job": JOB}
+ONE_EPOCH = utils.Recipe(epochs=1, plain_epochs=0, augment=AFFINE, average=0)
+RECIPES = {"epoch": ONE_EPOCH, "training": utils.Recipe(), "job": JOB}
 
 
 class Sprinter(nn.Sequential):
@@ -232,6 +234,7 @@ def measure_profile() -> Run:
 
 MEASURE: dict[str, Callable[..., Run]] = {
     "epoch": lambda **settings: measure_loop("epoch", seed=settings.pop("round"), **settings),
+    "training": lambda **settings: measure_loop("training", seed=settings.pop("round"), **settings),
     "job": lambda **settings: measure_loop("job", **settings),
     "start": lambda round: measure_start(),
     "limit": measure_limit,
@@ -256,6 +259,8 @@ def plan(part: str, runs: list[Run], rounds: int, seeds: int, images: int) -> li
             for count in threads
         ]
         return [{**side, "images": images, "round": turn} for turn in range(rounds) for side in sides]
+    if part == "training":
+        return [{**best(runs, "Net", "kit"), "images": images, "round": turn} for turn in range(rounds)]
     if part == "job":
         sides = [best(runs, "Net", loop) | {"network": "Sprinter"} for loop in ("kit", "usual")]
         return [{**side, "images": images, "seed": SEEDS + number} for number in range(seeds) for side in sides]
@@ -281,7 +286,7 @@ def best(runs: list[Run], network: str, loop: str) -> Run:
     """Return the settings of `loop` with the shortest epoch of `network`."""
     seconds = epoch_seconds(runs, network, loop)
     if not seconds:
-        raise SystemExit("the part job needs the best numbers of threads and workers: run the part epoch first")
+        raise SystemExit("the parts training and job need the best numbers of threads and workers: run the part epoch first")
     threads, workers = min(seconds, key=lambda key: median(seconds[key]))
     return {"network": network, "loop": loop, "threads": threads, "workers": workers}
 
@@ -299,6 +304,10 @@ def summarize_epoch(runs: list[Run]) -> Run:
             }
         section[network] = {**sides, "ratio": median(sides["usual_s"]) / median(sides["kit_s"])}
     return {**section, "ratio": section["Net"]["ratio"]}
+
+
+def summarize_training(runs: list[Run]) -> Run:
+    return {"threads": runs[0]["threads"], "kit_s": [run["seconds"][-1] - run["seconds"][0] for run in runs]}
 
 
 def seconds_to_target(run: Run) -> tuple[float, bool]:
@@ -353,6 +362,7 @@ def summarize_peers(runs: list[Run]) -> Run:
 
 SUMMARIZE: dict[str, Callable[[list[Run]], Run]] = {
     "epoch": summarize_epoch,
+    "training": summarize_training,
     "job": summarize_job,
     "start": summarize_start,
     "limit": summarize_limit,
@@ -402,7 +412,7 @@ def open_report(path: Path, anew: bool) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=list(MEASURE), help=f"of {', '.join(MEASURE)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=3, help="of the parts epoch, start and peers (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="of the parts epoch, training, start and peers (default 3)")
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds the job is run with (default 10)")
     parser.add_argument("--images", type=int, default=60_000, help="fewer only to try the script")
     parser.add_argument("--results", type=Path, default=records.RESULTS / "speed.json", help="the file to write")
@@ -420,7 +430,7 @@ def main(arguments: list[str] | None = None) -> None:
     report = open_report(options.results, options.anew)
     with tempfile.TemporaryDirectory() as folder:
         unpack_mnist(Path(folder))
-        for part in (part for part in MEASURE if part in options.parts):  # job reads what epoch found
+        for part in (part for part in MEASURE if part in options.parts):  # training and job read what epoch found
             planned = plan(part, report["runs"], options.rounds, options.seeds, options.images)
             for settings in tqdm(planned, desc=part, unit="run", disable=None):
                 if not any({"part": part, **settings}.items() <= run.items() for run in report["runs"]):

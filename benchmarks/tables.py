@@ -63,9 +63,9 @@ def spread(values: list[float]) -> str:
 def headline() -> str:
     net = read("accuracy-net")
     times = [
-        f"{net['epochs'] * median(speed['epoch']['Net']['kit_s']) / 60:.0f} minutes on {named(speed['machine'])}"
+        f"{median(speed['training']['kit_s']) / 60:.0f} minutes on {named(speed['machine'])}"
         for speed in (read("speed"), *other_speeds())
-        if not earlier_layers(speed, ["Net"])
+        if "training" in speed and not earlier_layers(speed, ["Net"])
     ]
     duration = f" and takes about {' or '.join(times)}" if times else ""
     lowest = map(min, zip(*(run["test_accuracy"] for run in net["runs"]), strict=True))  # over the seeds
@@ -332,7 +332,7 @@ def parts_text() -> str:
     return (
         f"Over {seeds} paired seeds, these changes clearly raise the validation loss of `Net`: "
         f"{'; '.join(f'{name} ({changes[name]:+.4f})' for name in worse)}. "
-        f"{1 + len(others)} others do not; the largest rise is {changes[first]:+.4f}, {first}."
+        f"Changes without a clear rise: {1 + len(others)}; the largest is {changes[first]:+.4f}, for “{first}”."
     )
 
 
@@ -411,7 +411,7 @@ def speed_text() -> str:
     head = ["", "this kit", "the other side", "ratio"]
     lines = [where, *earlier_layers(speed, ORDER)]
     for other in other_speeds():
-        lines.append(" ".join([other_machine(other), *earlier_layers(other, ORDER)]))
+        lines.append(" ".join([other_machine(other), *whole_training(other), *earlier_layers(other, ORDER)]))
     return "\n\n".join([table(head, speed_rows(speed)), *lines, *speed_remarks(speed)])
 
 
@@ -492,8 +492,16 @@ def in_words(name: str) -> str:
     return name.replace("1 threads", "1 thread").removesuffix(", 0 workers")
 
 
+def whole_training(speed: dict[str, Any]) -> list[str]:
+    """What the default training takes, a sentence, if it was measured."""
+    if (training := speed.get("training")) is None:
+        return []
+    seconds, threads = median(training["kit_s"]), in_words(f"{training['threads']} threads")
+    return [f"The whole default training of `Net` takes this kit {seconds:.0f} s with {threads}."]
+
+
 def speed_remarks(speed: dict[str, Any]) -> list[str]:
-    remarks = []
+    remarks = whole_training(speed)
     for network, epoch in measured_networks(speed, "epoch"):
         kit, usual = (
             ", ".join(f"{value:.1f} s with {in_words(name)}" for name, value in epoch[f"{loop}_medians_s"].items())
@@ -522,10 +530,10 @@ def speed_remarks(speed: dict[str, Any]) -> list[str]:
 def faults_text() -> str:
     faults = read("faults")
     return (
-        f"Of {faults['kills']} kills at random moments, {faults['resumes']} came after a finished epoch and were "
-        f"resumed from it, the others, if any, began anew; {faults['lost_epochs']} finished epochs were lost, "
-        f"{faults['unreadable']} checkpoints unreadable; {faults['whole_runs_equal']} of {faults['whole_runs']} "
-        "runs that came to their end equal those that nobody killed, to the bit."
+        f"Of {faults['kills']} kills at random moments, {faults['resumes']} came after a finished epoch, and the "
+        f"training resumed from it; the other {faults['kills'] - faults['resumes']} trainings began again. "
+        f"Finished epochs lost: {faults['lost_epochs']}; checkpoints unreadable: {faults['unreadable']}. Of the "
+        f"{faults['whole_runs']} runs that finished, {faults['whole_runs_equal']} equal an uninterrupted one, to the bit."
     )
 
 

@@ -102,7 +102,7 @@ def _orthogonalised(tensors: list[Tensor]) -> list[Tensor]:
     return results
 
 
-def linear_schedule(optimizer: Optimizer, steps: int, warmup: float = 0.2) -> LRScheduler:
+def linear_schedule(optimizer: Optimizer, steps: int, warmup: float = 0.05) -> LRScheduler:
     """Raise the learning rate linearly over the share `warmup` of all `steps`, then lower it linearly to zero.
 
     Call the scheduler's step() after every batch. Raises ValueError for bad arguments.

@@ -105,9 +105,9 @@ def test_results_come_in_order_with_mean_deviation_and_seeds(results):
         ],
     ]
     head = speed.new_head() | {"machine": {"processor": "AMD EPYC", "instructions": "AVX512", "cores": 2}}
-    records.write(results / "speed.json", head | {"epoch": {"Net": {"kit_s": [9.0, 12.0, 16.0]}}})
+    records.write(results / "speed.json", head | {"epoch": {}, "training": {"kit_s": [150.0, 180.0, 240.0]}})
     slower = head | {"machine": head["machine"] | {"instructions": "AVX2"}}
-    records.write(results / "speed-avx2.json", slower | {"epoch": {"Net": {"kit_s": [24.0]}}})
+    records.write(results / "speed-avx2.json", slower | {"epoch": {}, "training": {"kit_s": [360.0]}})
     assert "differ by 0.13 points on average, and by up to 0.20 among the 3 runs" in tables.luck_text()
     headline = tables.headline()
     assert "1,234 parameters" in headline and "**99.50 ± 0.10 %**" in headline
@@ -122,9 +122,9 @@ def test_results_come_in_order_with_mean_deviation_and_seeds(results):
     assert f"about 3 {cores} (AVX512) or 6 {cores} (AVX2)." in headline
 
     slower["config"]["layers"]["Net"] = "others"
-    records.write(results / "speed-avx2.json", slower | {"epoch": {"Net": {"kit_s": [24.0]}}})
+    records.write(results / "speed-avx2.json", slower | {"epoch": {}, "training": {"kit_s": [360.0]}})
     assert tables.headline().endswith(f"about 3 {cores} (AVX512).")
-    records.write(results / "speed.json", slower | {"epoch": {"Net": {"kit_s": [24.0]}}})
+    records.write(results / "speed.json", slower | {"epoch": {}, "training": {"kit_s": [360.0]}})
     assert tables.headline().endswith("own images alone.")
 
 
@@ -249,7 +249,7 @@ def test_the_ablation_is_judged_as_compare_does(results):
     assert rows[2][1:3] == ["0.0310 ± 0.0009", "+0.0100 (+0.0098 to +0.0102)"] and rows[1][2] == ""
     clear, unclear = tables.parts_text().split(". ")
     assert "worse (+0.0100)" in clear and "noise" not in clear
-    assert "1 others do not" in unclear and "-0.0002, noise" in unclear and "3 paired seeds" in clear
+    assert "without a clear rise: 1;" in unclear and "-0.0002, for “noise”" in unclear and "3 paired seeds" in clear
 
 
 def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):
@@ -261,6 +261,7 @@ def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):
         "versions": {"python": "3.12", "torch": "2.9"},
         "config": speed.new_head()["config"],
         "epoch": {"Net": epoch, "Attempt2": epoch, "ratio": 4.0},
+        "training": {"kit_s": [101.0, 105.0, 200.0], "threads": 1},
         "job": {
             "network": "Net",
             "recipe": {"epochs": 5},
@@ -297,6 +298,7 @@ def test_the_table_of_speed_has_at_most_six_rows_all_from_the_file(results):
     records.write(results / "speed-cut-short.json", {"machine": machine, "runs": []})
     text = tables.speed_text()
     assert text.count("On another machine") == 1
+    assert "default training of `Net` takes this kit 105 s with 1 thread." in text
     assert "321 MB" in text and "2 cores of an AMD EPYC (AVX512); Python 3.12" in text
     assert "EPYC (AVX2): an epoch of `Net`, median of 1, takes this kit 5.0 s, the usual loop 8.0 s (1.6 ×)" in text
     earlier = "This was an earlier `Net`, of 1,234 parameters."
@@ -389,6 +391,16 @@ def test_the_job_trains_a_small_network_on_both_sides():
     first, second = speed.plan("job", runs, rounds=1, seeds=1, images=100)
     assert (first["network"], second["network"]) == ("Sprinter", "Sprinter")
     assert (first["loop"], second["loop"], second["workers"]) == ("kit", "usual", 2)
+
+
+def test_the_default_training_is_timed_from_its_first_step_to_its_last():
+    epoch = {"part": "epoch", "network": "Net", "loop": "kit", "workers": 0}
+    runs = [epoch | {"threads": 2, "seconds": [1.0, 9.0]}, epoch | {"threads": 1, "seconds": [1.0, 5.0]}]
+    turns = speed.plan("training", runs, rounds=2, seeds=1, images=100)
+    assert [(turn["round"], turn["threads"], turn["network"]) for turn in turns] == [(0, 1, "Net"), (1, 1, "Net")]
+    assert speed.RECIPES["training"] == utils.Recipe()
+    timed = [turn | {"seconds": [2.0, 10.0, 20.0 + turn["round"]]} for turn in turns]
+    assert speed.summarize_training(timed) == {"threads": 1, "kit_s": [18.0, 19.0]}
 
 
 def test_each_side_of_the_epoch_gets_its_best_setting():
