@@ -27,11 +27,12 @@ The runs are spread over processes by joblib. For a cluster, put one line around
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
+import io
 import json
 import operator
 import os
+import pickle
 import platform
 import sys
 import threading
@@ -206,8 +207,8 @@ def compare(
         get_reusable_executor().shutdown()  # the next call gets processes that read the modules anew
         warnings.warn(
             f"{', '.join(elsewhere)}: the processes that trained have other code or module variables than this one, as "
-            "when a module was edited or reloaded. These runs are not stored: call compare again. If this comes again, "
-            "restart Python, or give jobs=1",
+            "when a module was edited or reloaded. These runs are not stored: call compare again, on a Dask cluster "
+            "after client.restart(). If this comes again, restart Python, or give jobs=1",
             stacklevel=2,
         )
     runs = [done[name, seed] for name in chosen for seed in numbers if (name, seed) in done]
@@ -252,15 +253,48 @@ def _check_seeds(seeds: Any) -> list[int]:
 # ------------------------------------------------------------------------------------------------------ The runs
 
 
-class Sent(tuple[Maker, Recipe]):
-    """The maker and the recipe of a run: in this process the very objects, in another one their copies.
+class Variant:
+    """The maker and the recipe of a variant. Each run has a copy of its own, so that no run goes on from another."""
 
-    cloudpickle also sends what was defined in a notebook. Within one process it would take the methods of the user's
-    own classes out and put copies in, so there nothing is pickled.
-    """
+    def __init__(self, make: Maker, recipe: Recipe) -> None:
+        self._pair = make, recipe
+
+    def copy(self) -> tuple[Maker, Recipe]:
+        """Return a copy for a run in this process."""
+        stream = io.BytesIO()
+        pickler = _CopyPickler(stream)
+        pickler.dump(self._pair)
+        unpickler = pickle.Unpickler(io.BytesIO(stream.getvalue()))
+        unpickler.persistent_load = pickler.classes.__getitem__  # type: ignore[method-assign]
+        return unpickler.load()
 
     def __reduce__(self) -> Any:
-        return cloudpickle.loads, (cloudpickle.dumps((*self,)),)
+        return SentVariant, (cloudpickle.dumps(self._pair),)
+
+
+class _CopyPickler(cloudpickle.Pickler):
+    """Pickles all but classes: within one process, cloudpickle would put copies of their methods into them."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream)
+        self.classes: list[type] = []
+
+    def persistent_id(self, value: Any) -> int | None:
+        if not isinstance(value, type):
+            return None
+        self.classes.append(value)
+        return len(self.classes) - 1
+
+
+@dataclass
+class SentVariant:
+    """A `Variant` in another process: also what was defined in a notebook."""
+
+    pickled: bytes
+
+    def copy(self) -> tuple[Maker, Recipe]:
+        """Return the copy; an error if this process cannot import what it names."""
+        return cloudpickle.loads(self.pickled)
 
 
 class Task(NamedTuple):
@@ -268,7 +302,7 @@ class Task(NamedTuple):
 
     variant: str
     seed: int
-    made_from: Sent
+    made_from: Variant | SentVariant
     settings: dict[str, Any]  # all of them, as plain data
     file: Path | None
     device: str
@@ -319,7 +353,7 @@ def _tasks(
         for seed in seeds:
             own = settings | {"seed": seed}
             file = None if folder is None else run_file(folder, own)
-            tasks[seed, name] = Task(name, seed, Sent((make, recipe)), own, file, device, commit)
+            tasks[seed, name] = Task(name, seed, Variant(make, recipe), own, file, device, commit)
     return [tasks[seed, name] for seed in seeds for name in chosen]
 
 
@@ -362,12 +396,13 @@ def _train_one(number: int, task: Task, about: list[Any], *arrays: numpy.ndarray
     The last value tells whether the code in this process is that of the task: a module may have been edited since.
     """
     start: Run = {"variant": task.variant, "seed": task.seed}
+    as_here = isinstance(task.made_from, Variant)  # in the process that made the task
     with _one_at_a_time, _one_thread():
         try:
             sets = [_as_data(arrays[2 * at : 2 * at + 2], facts) for at, facts in enumerate(about)]
             train, test = sets if len(sets) == 2 else split(sets[0], task.settings["test_images"], seed=task.seed)
-            make, recipe = copy.deepcopy((*task.made_from,))  # each run has its own
-            as_here = fingerprint(make, recipe, train_network) == task.settings["code"]
+            make, recipe = task.made_from.copy()
+            as_here = as_here or fingerprint(make, recipe, train_network) == task.settings["code"]
             seed_everything(task.seed)
             model = make()
             if not isinstance(model, nn.Module):
@@ -376,7 +411,7 @@ def _train_one(number: int, task: Task, about: list[Any], *arrays: numpy.ndarray
             history = train_network(model, train, test, recipe, seed=task.seed, verbose=False)
         except Exception as error:
             message = f"{type(error).__name__}: {error}".strip()
-            return number, {**start, "error": message, "traceback": traceback.format_exc()}, True
+            return number, {**start, "error": message, "traceback": traceback.format_exc()}, as_here
     if len(history) < recipe.epochs:  # Ctrl-C ends `fit` normally; here it must end everything
         raise KeyboardInterrupt
     start |= {"parameters": count_parameters(model), **vars(history)}

@@ -107,7 +107,10 @@ def measure(path: Path, variants: dict[str, Variant], data: Data, options: argpa
     done = []
     with joblib.parallel_config("dask", scheduler_host=options.dask) if options.dask else nullcontext():
         for seeds, chosen in missing.items():
-            done += compare(chosen, *data, seeds=seeds, folder=RUNS, jobs=options.jobs).runs
+            runs_of_these = compare(chosen, *data, seeds=seeds, folder=RUNS, jobs=options.jobs).runs
+            done += runs_of_these
+            if len(runs_of_these) < len(chosen) * len(seeds):  # after Ctrl-C
+                break
     failed = [run for run in done if "error" in run]
     runs |= {(run["variant"], run["seed"]): rounded(run) for run in done if "error" not in run}
     order = list(result["variants"])

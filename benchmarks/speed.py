@@ -286,7 +286,9 @@ def best(runs: list[Run], network: str, loop: str) -> Run:
     """Return the settings of `loop` with the shortest epoch of `network`."""
     seconds = epoch_seconds(runs, network, loop)
     if not seconds:
-        raise SystemExit("the parts training and job need the best numbers of threads and workers: run the part epoch first")
+        raise SystemExit(
+            "the parts training and job need the best numbers of threads and workers: run the part epoch first"
+        )
     threads, workers = min(seconds, key=lambda key: median(seconds[key]))
     return {"network": network, "loop": loop, "threads": threads, "workers": workers}
 
@@ -412,7 +414,9 @@ def open_report(path: Path, anew: bool) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=list(MEASURE), help=f"of {', '.join(MEASURE)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=3, help="of the parts epoch, training, start and peers (default 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of the parts epoch, training, start and peers (default 3)"
+    )
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds the job is run with (default 10)")
     parser.add_argument("--images", type=int, default=60_000, help="fewer only to try the script")
     parser.add_argument("--results", type=Path, default=records.RESULTS / "speed.json", help="the file to write")

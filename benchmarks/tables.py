@@ -533,7 +533,8 @@ def faults_text() -> str:
         f"Of {faults['kills']} kills at random moments, {faults['resumes']} came after a finished epoch, and the "
         f"training resumed from it; the other {faults['kills'] - faults['resumes']} trainings began again. "
         f"Finished epochs lost: {faults['lost_epochs']}; checkpoints unreadable: {faults['unreadable']}. Of the "
-        f"{faults['whole_runs']} runs that finished, {faults['whole_runs_equal']} equal an uninterrupted one, to the bit."
+        f"{faults['whole_runs']} runs that finished, {faults['whole_runs_equal']} equal an uninterrupted one, to the "
+        "bit."
     )
 
 

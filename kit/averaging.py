@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -52,29 +53,33 @@ class WeightAverage:
             raise RuntimeError("this average is in training already; leave the outer `with` first")
         no_hook = TypeError(
             f"optimizer is {type(optimizer).__name__}, which calls no hook after a step, as torch's own optimizers do; "
-            "give average=0"
+            "train without an average, fit with average=0"
         )
         try:
             handle = optimizer.register_step_post_hook(lambda *_: self._add())
         except AttributeError:
             raise no_hook from None
-        in_model = _weights_of(self._model)  # anew each time: `Module.to` makes other buffers
-        if self.steps:
-            _copy(self._trained, in_model)
-        self._trained, self._in_training = in_model, True
-        try:
-            yield
-            if not self.steps:
-                raise no_hook
-        finally:
-            handle.remove()
-            self._in_training = False
+        with handle:
+            in_model = _weights_of(self._model)  # anew each time: `Module.to` makes other buffers
             if self.steps:
-                self._trained = [tensor.detach().clone() for tensor in in_model]
-                for average, weights in zip(self._average, self._trained, strict=True):
-                    # Infinity less infinity is no number, so an infinite weight (a frozen mask) is taken as it is.
-                    average.copy_(average.where(~average.isnan(), weights.to(average.dtype)))
-                _copy(self._average, in_model)
+                _copy(self._trained, in_model)
+            steps, before = self.steps, self._trained or [_clone(tensor) for tensor in in_model]
+            self._trained, self._in_training = in_model, True
+            try:
+                yield
+                if self.steps == steps and not _same_parameters(before, in_model):
+                    raise no_hook
+            finally:
+                self._in_training = False
+                self._trained = [_clone(tensor) for tensor in in_model] if self.steps else []
+                if self.steps:
+                    self._keep_infinities()
+                    _copy(self._average, in_model)
+
+    def _keep_infinities(self) -> None:
+        """Infinity less infinity is no number, so an infinite weight (a frozen mask) is taken as it is."""
+        for average, weights in zip(self._average, self._trained, strict=True):
+            average.copy_(average.where(~average.isnan(), weights.to(average.dtype)))
 
     def _add(self) -> None:
         self.steps += 1
@@ -110,6 +115,17 @@ def _precise(tensors: list[Tensor]) -> list[Tensor]:
 def _copy(source: list[Tensor], target: list[Tensor]) -> None:
     for tensor, other in zip(source, target, strict=True):
         other.copy_(tensor)
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    """Return a copy of `tensor`, or a lazy layer's itself: it has no values before the first forward pass."""
+    return tensor if is_lazy(tensor) else tensor.detach().clone()
+
+
+def _same_parameters(tensors: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether the parameters among `others` have the values of `tensors`; statistics change without any step."""
+    pairs = zip(tensors, others, strict=True)
+    return all(torch.equal(tensor, other) for tensor, other in pairs if isinstance(other, nn.Parameter))
 
 
 def _weights_of(model: nn.Module) -> list[Tensor]:

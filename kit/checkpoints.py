@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from kit.averaging import WeightAverage
 from kit.data import ImageData
-from kit.fingerprint import code_checksums, is_own
+from kit.fingerprint import code_checksums, is_own, methods
 from kit.runtime import (
     device_of,
     from_all,
@@ -108,11 +108,11 @@ def try_folder(path: str | Path) -> None:
 def tidy_options(run: Run) -> None:
     """Replace NumPy's numbers among the options: a file with them is refused, and float32 is rounded otherwise.
 
-    And note the first learning rate, as torch's other schedulers do: what moves since is no setting.
+    And note the first learning rates of a ReduceLROnPlateau, which it does not do itself: what moves since is no
+    setting.
     """
-    if isinstance(run.scheduler, ReduceLROnPlateau):
-        for group in run.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+    if isinstance(run.scheduler, ReduceLROnPlateau) and not hasattr(run.scheduler, _FIRST_RATES):
+        setattr(run.scheduler, _FIRST_RATES, [group["lr"] for group in run.optimizer.param_groups])
     schedulers = [run.scheduler] if run.scheduler is not None else []
     for scheduler in schedulers:
         schedulers += getattr(scheduler, "_schedulers", [])
@@ -229,6 +229,8 @@ def _statistics_of(batches: Any) -> dict[str, Any] | None:
 
 # ------------------------------------------------------------------------------------------------ Random states
 
+_DEEP = 50  # objects inside objects: deeper ones are chains of data, not what draws random numbers
+
 
 def _random_states(run: Run) -> dict[str, Any]:
     return {name: _state_of(generator) for name, generator in _generators_of(run).items()}
@@ -251,13 +253,23 @@ def _generators_of(run: Run) -> dict[str, Any]:
 
 def _generators_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     """The random generators in `value`, its attributes and their parts, each with the path that leads to it."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
+    waiting = [(value, path, 0)]
+    while waiting:
+        value, path, depth = waiting.pop()
+        if id(value) in seen or depth > _DEEP:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Generator | numpy.random.Generator | numpy.random.RandomState | random.Random):
+            yield path, value
+        else:
+            parts = _parts_of(value).items()
+            waiting += [(part, f"{path}.{key}", depth + 1) for key, part in reversed(parts)]
+
+
+def _parts_of(value: Any) -> dict[Any, Any]:
+    """What `value` may hold or read a random generator in, by name."""
     parts: dict[Any, Any] = {}
-    if isinstance(value, torch.Generator | numpy.random.Generator | numpy.random.RandomState | random.Random):
-        yield path, value
-    elif isinstance(value, types.FunctionType):
+    if isinstance(value, types.FunctionType):
         parts = _read_by(value)
     elif isinstance(value, types.MethodType):
         parts = {"self": value.__self__, "function": value.__func__}
@@ -271,15 +283,16 @@ def _generators_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str,
             parts = {key: item for key, item in vars(value).items() if key not in left_out}
         if isinstance(value, nn.Module):
             parts |= value._modules
-    for key, part in parts.items():
-        yield from _generators_in(part, f"{path}.{key}", seen)
+        for cls in type(value).__mro__:
+            parts |= {f"{method.__name__}()": method for method in methods(cls)} if is_own(cls.__module__) else {}
+    return parts
 
 
 def _read_by(function: types.FunctionType) -> dict[Any, Any]:
     """What a function draws from may be captured, a default, or a global of the user's module."""
     parts = captured_by(function) | dict(enumerate(function.__defaults__ or ())) | (function.__kwdefaults__ or {})
     if is_own(function.__module__):
-        parts |= {name: function.__globals__.get(name) for name in names_in(function.__code__)[0]}
+        parts |= {name: function.__globals__.get(name) for name in names_in(function.__code__).loaded}
     return parts
 
 
@@ -323,6 +336,7 @@ def _on_device(device: torch.device, function: str, *state: Tensor) -> Any:
 # What torch's schedulers change while they step.
 _MOVING = {"last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i"}
 _MOVING |= {"_last_lr", "_step_count", "_is_initial", "_get_lr_called_within_step"}
+_FIRST_RATES = "first_learning_rates"  # kept with a ReduceLROnPlateau, whose optimizer keeps none
 
 
 def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
@@ -360,13 +374,11 @@ def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
 
 def _untrained(criterion: Any, known: tuple[Any, ...]) -> Any:
     """A copy of a criterion without the values that training changes, or what is no module as it is."""
-    if not isinstance(criterion, nn.Module) or not any(weight.requires_grad for weight in criterion.parameters()):
+    if not isinstance(criterion, nn.Module):
         return criterion
-    twin = copy.deepcopy(criterion, {id(part): part for part in known})
-    for weight in twin.parameters():
-        if weight.requires_grad:
-            nn.init.zeros_(weight)
-    return twin
+    learning = [weight for weight in criterion.parameters() if weight.requires_grad]
+    copies = {id(weight): nn.Parameter(torch.zeros_like(weight)) for weight in learning}
+    return copy.deepcopy(criterion, copies | {id(part): part for part in known}) if learning else criterion
 
 
 def _plain_model(model: nn.Module) -> dict[str, Any]:
@@ -400,12 +412,14 @@ def _code(run: Run) -> dict[str, str]:
 
 def _plain_optimizer(run: Run) -> dict[str, Any]:
     names = {id(tensor): name for name, tensor in run.model.named_parameters()}
+    first = getattr(run.scheduler, _FIRST_RATES, [])
     groups = []
-    for group in run.optimizer.param_groups:
+    for place, group in enumerate(run.optimizer.param_groups):
         # A scheduler moves lr, whose start is initial_lr; one that moves the momentum too leaves max_momentum.
         moving = {"params", *(["lr"] if "initial_lr" in group else [])}
         moving |= {"momentum", "betas"} if "max_momentum" in group else set()
         options = as_plain({key: value for key, value in group.items() if key not in moving})
+        options |= {"lr": as_plain(first[place])} if place < len(first) and "initial_lr" not in group else {}
         groups.append(options | {"params": [names.get(id(tensor), "not in model") for tensor in group["params"]]})
     return {"class": name_of(type(run.optimizer)), "groups": groups}
 
@@ -413,7 +427,9 @@ def _plain_optimizer(run: Run) -> dict[str, Any]:
 def _plain_scheduler(scheduler: Any, optimizer: Optimizer) -> dict[str, Any] | None:
     if scheduler is None:
         return None
-    constant = {key: value for key, value in vars(scheduler).items() if key not in {*_MOVING, "optimizer"}}
+    constant = {
+        key: value for key, value in vars(scheduler).items() if key not in {*_MOVING, _FIRST_RATES, "optimizer"}
+    }
     nested = [_plain_scheduler(part, optimizer) for part in constant.pop("_schedulers", [])]
     described = {"class": name_of(type(scheduler))} | as_plain(constant, (scheduler, optimizer))
     return described | ({"schedulers": nested} if nested else {})

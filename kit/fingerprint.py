@@ -24,7 +24,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from kit.settings import as_plain, captured_by, checksum, code_parts, name_of, names_in
+from kit.settings import Names, as_plain, captured_by, checksum, code_parts, name_of, names_in
 
 
 def fingerprint(*values: Any) -> str:
@@ -54,17 +54,17 @@ def code_checksums(*things: Any) -> dict[str, str]:
         if any(thing is known for known in seen):
             continue
         seen.append(thing)
-        outer = _methods(thing) if isinstance(thing, type) else [thing]
+        outer = methods(thing) if isinstance(thing, type) else [thing]
         functions = [function for wrapper in outer for function in _unwrapped(wrapper)]
         for function in functions:
-            waiting += [function.__globals__.get(name) for name in names_in(function.__code__)[0]]
+            waiting += [function.__globals__.get(name) for name in names_in(function.__code__).loaded]
         waiting += thing.__bases__ if isinstance(thing, type) else ()
         parts = (part for function in functions for part in code_parts(_without_text(function)))
         checksums.setdefault(name_of(thing), set()).add(checksum(*parts))
     return {name: " ".join(sorted(found)) for name, found in sorted(checksums.items())}
 
 
-def _methods(cls: type) -> list[types.FunctionType]:
+def methods(cls: type) -> list[types.FunctionType]:
     """Return the functions in the body of `cls`: methods, static and class methods, and those of properties."""
     members = [member for _, member in sorted(vars(cls).items())]
     parts = [part for member in members if isinstance(member, property) for part in (member.fget, member.fset)]
@@ -84,6 +84,9 @@ def _without_text(function: types.FunctionType) -> types.CodeType:
     code = function.__code__
     has_text = function.__doc__ is not None and code.co_consts[:1] == (function.__doc__,)
     return code.replace(co_consts=(None, *code.co_consts[1:])) if has_text else code
+
+
+_MADE_BY_PYTHON = types.MemberDescriptorType | types.GetSetDescriptorType  # for `__slots__`; copies lack them
 
 
 class _Walk:
@@ -127,7 +130,7 @@ class _Walk:
         if isinstance(value, dict):
             return [self.describe(type(value)), *([self.describe(key), self.describe(value[key])] for key in value)]
         if isinstance(value, set | frozenset):
-            return [type(value).__name__, *sorted(json.dumps(self.describe(item)) for item in value)]
+            return [type(value).__name__, *sorted(map(self._apart, value))]
         try:
             reduced = value.__reduce_ex__(4)
         except Exception:  # a lock, a file, a generator: only its kind can be told
@@ -136,6 +139,12 @@ class _Walk:
             return f"{type(value).__module__}.{reduced}"
         parts = [list(part) if isinstance(part, Iterator) else part for part in reduced]
         return [self.describe(type(value)), *map(self.describe, parts)]
+
+    def _apart(self, value: Any) -> str:
+        """Describe `value` whatever was described before it: the order of a set differs from process to process."""
+        walk = _Walk()
+        walk.open = self.open
+        return json.dumps([walk.describe(value), walk.code])
 
     def _code_of(self, thing: Any) -> Any:
         if getattr(thing, "hooked", False):  # torch wraps a class's step when the first optimizer of it is made
@@ -156,7 +165,7 @@ class _Walk:
             name: self.describe(member)
             for name, member in sorted(vars(cls).items())
             if isinstance(member, types.FunctionType | staticmethod | classmethod | property)
-            or not name.startswith("__")
+            or not (name.startswith("__") or isinstance(member, _MADE_BY_PYTHON))
         }
         return [[self.describe(base) for base in cls.__bases__], members]
 
@@ -182,24 +191,30 @@ def _assigned_globals(module: str | None) -> set[str]:
 
 def _references(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield (name, value) of the globals that `function` reads, and of what it may read in the project's modules."""
-    loaded, imported, attributes = names_in(function.__code__)
+    names = names_in(function.__code__)
     values = {name: value for name, value in captured_by(function).items() if isinstance(value, types.ModuleType)}
-    values |= {name: function.__globals__[name] for name in loaded if name in function.__globals__}
-    for name, wanted, level in imported:
+    values |= {name: function.__globals__[name] for name in names.loaded if name in function.__globals__}
+    for name, wanted, level in names.imported:
         with contextlib.suppress(Exception):  # an import that may never be reached, of what is not there or broken
-            values["." * level + name] = __import__(name, function.__globals__, None, wanted, level)
+            module = __import__(name, function.__globals__, None, wanted, level)
+            values["." * level + (name if wanted else name.partition(".")[0])] = module
     for name, value in sorted(values.items(), key=lambda item: item[0]):
         yield name, value
-        yield from _of_module(name, value, attributes)
+        yield from _of_module(name, value, names)
 
 
-def _of_module(name: str, value: Any, attributes: set[str]) -> Iterator[tuple[str, Any]]:
-    """Yield what code with these `attributes` may read in `value`, if it is a module of the project."""
+def _of_module(name: str, value: Any, names: Names) -> Iterator[tuple[str, Any]]:
+    """Yield what code with these `names` may read in `value`, if it is a module of the project.
+
+    Of its submodules only those that the code names outright: which others there are depends on what else a process
+    has imported.
+    """
     if isinstance(value, types.ModuleType) and is_own(value.__name__):
-        for attribute in sorted(attributes):
-            if hasattr(value, attribute):
-                yield f"{name}.{attribute}", getattr(value, attribute)
-                yield from _of_module(f"{name}.{attribute}", getattr(value, attribute), attributes - {attribute})
+        for attribute in sorted(names.attributes):
+            path, part = f"{name}.{attribute}", getattr(value, attribute, None)
+            if hasattr(value, attribute) and (not isinstance(part, types.ModuleType) or path in names.paths):
+                yield path, part
+                yield from _of_module(path, part, names)
 
 
 @functools.cache

@@ -8,13 +8,14 @@ import dis
 import enum
 import functools
 import hashlib
+import itertools
 import math
 import numbers
 import pathlib
 import random
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -98,6 +99,8 @@ def _plain(value: Any, known: frozenset[int], owners: tuple[int, ...]) -> Any:
         return simple
     if isinstance(value, type | types.BuiltinFunctionType):
         return name_of(value)
+    if isinstance(value, types.ModuleType):
+        return value.__name__
     if isinstance(value, Tensor):
         return _plain_tensor(value)
     if id(value) in known or id(value) in owners:
@@ -155,7 +158,9 @@ def _plain_function(function: types.FunctionType, plain: Any) -> Any:
     if "<" not in name and function.__module__ != "__main__":
         return name
     used = {
-        key: function.__globals__[key] for key in sorted(names_in(function.__code__)[0]) if key in function.__globals__
+        key: function.__globals__[key]
+        for key in sorted(names_in(function.__code__).loaded)
+        if key in function.__globals__
     }
     return {
         "function": function.__qualname__,
@@ -168,9 +173,8 @@ def _plain_function(function: types.FunctionType, plain: Any) -> Any:
 
 def _plain_global(value: Any, plain: Any) -> Any:
     """A global variable that a function refers to: a setting, or anything else that a notebook holds."""
-    if isinstance(value, types.ModuleType):
-        return value.__name__
-    comparable = type | types.FunctionType | types.BuiltinFunctionType | Tensor | list | tuple | dict | None
+    comparable = type | types.FunctionType | types.BuiltinFunctionType | types.ModuleType
+    comparable |= Tensor | list | tuple | dict | None
     if isinstance(value, comparable) or _plain_number(value) is not None:
         return plain(value)
     return {"class": name_of(type(value)), NOT_COMPARED: True}
@@ -178,14 +182,25 @@ def _plain_global(value: Any, plain: Any) -> Any:
 
 def code_parts(code: types.CodeType) -> Iterator[bytes]:
     """Yield what makes up a function, wherever it stands: its instructions, names and constants."""
+    if "__firstlineno__" in code.co_names:  # a class body, which keeps its line number since Python 3.13
+        instructions = list(dis.get_instructions(code))
+        line = [step.argval for step in instructions].index("__firstlineno__") - 1
+        for step in (*instructions[:line], *instructions[line + 2 :]):
+            yield step.opname.encode()
+            yield from _constant_parts(step.argval)
+        return
     yield code.co_code
     yield getattr(code, "co_exceptiontable", b"")  # Python 3.11 and newer: which `try` each instruction is in
     yield repr((code.co_names, code.co_varnames)).encode()
     for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from code_parts(constant)
-        else:  # a set's order differs from process to process
-            yield repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant).encode()
+        yield from _constant_parts(constant)
+
+
+def _constant_parts(constant: Any) -> Iterator[bytes]:
+    if isinstance(constant, types.CodeType):
+        yield from code_parts(constant)
+    else:  # a set's order differs from process to process
+        yield repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant).encode()
 
 
 def captured_by(function: types.FunctionType) -> dict[str, Any]:
@@ -197,30 +212,50 @@ def captured_by(function: types.FunctionType) -> dict[str, Any]:
     return captured
 
 
-def names_in(code: types.CodeType) -> tuple[set[str], set[tuple[str, tuple[str, ...], int]], set[str]]:
-    """Return the globals, imports and attributes named in `code` and in the functions within it.
+class Names(NamedTuple):
+    """What a piece of code and the functions within it name."""
 
-    Each import is (module, names that are imported from it, number of leading dots).
-    """
-    loaded: set[str] = set()
-    imported: set[tuple[str, tuple[str, ...], int]] = set()
-    attributes: set[str] = set()
-    before: list[Any] = [0, None]
+    loaded: set[str]  # global variables
+    imported: set[tuple[str, tuple[str, ...], int]]  # (module, names imported from it, number of leading dots)
+    attributes: set[str]
+    paths: set[str]  # variables with the attributes that are read of them at once, such as "layers.blocks.size"
+
+
+@functools.cache
+def names_in(code: types.CodeType) -> Names:
+    """Return the names in `code` and in the functions within it; do not change them, they are kept."""
+    names = Names(set(), set(), set(), set())
+    bound: set[str] = set()  # a class body reads its own names by the instruction that reads globals
+    path = ""
+    before: list[Any] = [None, None]  # the two values that were loaded last
     for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            loaded.add(step.argval)
+        if step.opname == "STORE_NAME":
+            bound.add(step.argval)
+        elif step.opname == "LOAD_GLOBAL" or (step.opname == "LOAD_NAME" and step.argval not in bound):
+            names.loaded.add(step.argval)
         elif step.opname == "IMPORT_NAME":  # behind the loading of the dots and of the names
-            level, wanted = before
-            imported.add((step.argval, wanted or (), level))
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
-            attributes.add(step.argval)
+            level, wanted = before[0] or 0, before[1] or ()
+            names.imported.add((step.argval, wanted, level))
+            module = "." * level + step.argval
+            names.paths.update(f"{module}.{name}" for name in wanted)
+            names.paths.update(() if wanted else itertools.accumulate(module.split("."), "{}.{}".format))
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            path = f"{path}.{step.argval}"
+            names.paths.add(path)
+        elif step.opname != "EXTENDED_ARG":  # some instructions load two variables
+            path = str(step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval)
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
+            names.attributes.add(step.argval)
         if step.opname != "EXTENDED_ARG":
             before = [before[1], step.argval]
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             inner = names_in(constant)
-            loaded, imported, attributes = loaded | inner[0], imported | inner[1], attributes | inner[2]
-    return loaded, imported, attributes
+            names.loaded.update(inner.loaded)
+            names.imported.update(inner.imported)
+            names.attributes.update(inner.attributes)
+            names.paths.update(inner.paths)
+    return names
 
 
 def _plain_object(value: Any, plain: Any) -> dict[str, Any]:
