@@ -272,6 +272,39 @@ def test_an_optimizer_without_hooks_is_refused_only_where_one_is_needed():
         assert len(fit(net, optimizer=wrapper)) == 3
 
 
+def test_a_block_without_a_step_is_no_fault_of_the_optimizer():
+    """The last batches of an accumulation, a loss scaler that skips its steps, a loop over nothing."""
+    net = net_with_norm()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    average = utils.WeightAverage(net, 0.5)
+    for steps in (0, 0, 1, 0):
+        with average.training(optimizer):
+            net(points()[0][0]).sum().backward()  # moves the statistics of BatchNorm
+            for _ in range(steps):
+                optimizer.step()
+        average.load_state_dict(average.state_dict())
+    assert average.steps == 1
+
+
+def test_a_block_that_cannot_begin_leaves_no_hook_behind():
+    net = net_with_norm()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    average = utils.WeightAverage(net, 0.5)
+
+    def step():
+        with average.training(optimizer):
+            net(points()[0][0]).sum().backward()
+            optimizer.step()
+
+    step()
+    last, net[3] = net[3], nn.Linear(8, 3)
+    with pytest.raises(RuntimeError, match="size"):
+        step()
+    net[3] = last
+    step()
+    assert average.steps == 2
+
+
 def test_training_within_training_is_refused():
     net = net_with_norm()
     optimizer, average = torch.optim.SGD(net.parameters(), lr=0.1), utils.WeightAverage(net, 0.5)

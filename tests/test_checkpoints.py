@@ -337,6 +337,46 @@ def test_what_moves_during_training_is_no_setting(tmp_path, scheduler):
     assert len(again()) == 4
 
 
+def test_the_next_schedule_starts_from_the_rate_that_a_plateau_has_reached():
+    net = nn.Linear(5, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    loader = DataLoader(Dataset(), 16)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=9)
+    fit(net, loader, loader, optimizer=optimizer, scheduler=plateau, epochs=3)
+    reached = optimizer.param_groups[0]["lr"]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    history = fit(net, loader, loader, optimizer=optimizer, scheduler=schedule, epochs=1)
+    assert history.learning_rate == [reached] and reached < 0.1
+
+
+def test_another_first_rate_of_a_plateau_is_another_run(tmp_path):
+    def train(lr, **arguments):
+        net = nn.Linear(5, 2)
+        optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        batches = DataLoader(Dataset(), 16)
+        fit(net, batches, batches, optimizer=optimizer, scheduler=plateau, checkpoint=tmp_path / "net.pt", **arguments)
+
+    train(0.1, epochs=3, on_epoch=stop_after(1))
+    with pytest.raises(ValueError, match=r"optimizer\.groups\[0\]\.lr: saved 0\.1, now 0\.2"):
+        train(0.2, epochs=3)
+
+
+def test_a_long_chain_of_objects_is_no_obstacle(tmp_path):
+    class Link:
+        def __init__(self, behind):
+            self.behind = behind
+
+    chain = None
+    for _ in range(10_000):
+        chain = Link(chain)
+
+    net, loader = nn.Linear(5, 2), DataLoader(Dataset(), 16)
+    net.chain = chain
+    history = fit(net, loader, loader, optimizer=OPTIMIZERS["sgd"](net), epochs=1, checkpoint=tmp_path / "net.pt")
+    assert len(history) == 1
+
+
 def test_what_cannot_be_compared_is_named_in_one_warning(tmp_path, recwarn):
     counter, pattern = itertools.count(), re.compile("a")
     augment = functools.partial(lambda images, generator, held: images, held=(counter, pattern))
@@ -490,6 +530,29 @@ def test_a_criterion_that_learns_resumes_to_the_bit_and_is_known_again(tmp_path)
         train(path, kept)
 
 
+def test_a_criterion_that_holds_the_network_leaves_it_as_it_is(tmp_path):
+    class Decay(nn.Module):
+        def __init__(self, model, part):
+            super().__init__()
+            self.model, self.part, self.scale = model, part, nn.Parameter(torch.ones(1))
+
+        def forward(self, logits, labels):
+            weights = [*self.model.parameters(), *self.part.parameters()]
+            return nn.functional.cross_entropy(logits * self.scale, labels) + sum(w.square().sum() for w in weights)
+
+    def train(path, **arguments):
+        utils.seed_everything(0)
+        net = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
+        criterion, batches = Decay(net, net[1]), DataLoader(Dataset(), 16, shuffle=True)
+        optimizer = torch.optim.SGD([*net.parameters(), criterion.scale], lr=0.1, momentum=0.9)
+        arguments |= {"epochs": 4, "optimizer": optimizer, "criterion": criterion, "checkpoint": path}
+        return net, optimizer, fit(net, batches, batches, **arguments)
+
+    whole = train(None)
+    train(tmp_path / "net.pt", on_epoch=stop_after(2))
+    assert_equal_to_the_bit(train(tmp_path / "net.pt"), whole)
+
+
 DRAWING = """
 import torch
 def drawn(values, generator):
@@ -505,6 +568,9 @@ class Noisy(torch.nn.Linear):
         self.generator = torch.Generator().manual_seed(1)
     def forward(self, images):
         return super().forward(drawn(images.flatten(1), self.generator))
+class Called(Method):
+    def __call__(self, images, generator):
+        return by_global(images, generator)
 def default(images, generator, own=torch.Generator().manual_seed(1)):
     return drawn(images, own)
 GLOBAL = torch.Generator().manual_seed(1)
@@ -534,7 +600,7 @@ def test_objects_with_attributes_of_their_own_making_do_no_harm(tmp_path):
     assert len(fit(net, loader, loader, optimizer=optimizer, epochs=1, checkpoint=tmp_path / "net.pt")) == 1
 
 
-@pytest.mark.parametrize("kind", ["Noisy", "Method", "default", "by_global", "unset"])
+@pytest.mark.parametrize("kind", ["Noisy", "Method", "Called", "default", "by_global", "unset"])
 @pytest.mark.filterwarnings("ignore:checkpoint. whether these are still the same")
 def test_a_generator_is_found_wherever_it_is(tmp_path, kind):
     def train(path, **arguments):
@@ -542,7 +608,8 @@ def test_a_generator_is_found_wherever_it_is(tmp_path, kind):
         exec(DRAWING, user)
         utils.seed_everything(0)
         net = nn.Sequential(user["Noisy"]()) if kind == "Noisy" else nn.Sequential(nn.Flatten(), nn.Linear(400, 10))
-        augment = {"Noisy": None, "Method": user["Method"]().apply, "unset": user["unset"]()}.get(kind, user.get(kind))
+        made = {"Noisy": None, "Method": user["Method"]().apply, "Called": user["Called"](), "unset": user["unset"]()}
+        augment = made.get(kind, user.get(kind))
         batches = utils.Batches(small_data(), 16, augment=augment, shuffle=True, seed=0)
         optimizer = OPTIMIZERS["sgd"](net)
         history = fit(

@@ -319,6 +319,38 @@ def test_a_variant_that_fails_is_reported_and_not_stored(data, tmp_path, capsys)
     assert capsys.readouterr().out.count("failed: ") == 6
 
 
+MEMORY: dict = {}
+
+
+class Remembers(Small):
+    def forward(self, images):
+        MEMORY[len(MEMORY)] = len(images)  # a cache of a module, which changes its fingerprint
+        return super().forward(images)
+
+
+def test_no_run_in_this_process_goes_on_from_another(data, tmp_path, recwarn):
+    torch.manual_seed(0)
+    start = Small(dropout=0.0)
+    before = start[2].weight.clone()
+    reports = [
+        compare({"given": lambda: start}, data, data, seeds=seeds, recipe=ONE_EPOCH, jobs=1) for seeds in ([0, 1], [1])
+    ]
+    both, alone = (report.runs[-1]["test_loss"] for report in reports)
+    assert both == alone and torch.equal(start[2].weight, before)
+
+    compare({"memory": Remembers}, data, data, seeds=2, recipe=ONE_EPOCH, folder=tmp_path, jobs=1)
+    assert len(list(tmp_path.iterdir())) == 2 and not recwarn.list
+
+
+def test_settings_may_hold_modules():
+    def criterion(logits, labels):
+        return functional.cross_entropy(logits, labels)
+
+    functional = F
+    assert as_plain(criterion)["captured"] == {"functional": "torch.nn.functional"}
+    assert as_plain([F, math]) == ["torch.nn.functional", "math"]
+
+
 def test_a_recipe_trains_the_network_of_the_baseline(data):
     slow = replace(ONE_EPOCH, lr=1e-4)
     result = compare(
@@ -443,6 +475,57 @@ def test_a_fingerprint_sees_which_try_a_statement_is_in():
     assert variant(inside) != variant(behind)
 
 
+def test_a_fingerprint_does_not_depend_on_what_else_was_imported(tmp_path, monkeypatch):
+    package = tmp_path / "whole"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "layers.py").write_text("def make(): return 1\n")
+    (package / "data.py").write_text("WHERE = 'here'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import whole.layers
+
+    def make(weight):
+        return whole.layers.make() * weight.data
+
+    before = fingerprint(make)
+    import whole.data  # as the script does, and a worker does not
+
+    assert fingerprint(make) == before
+    vars(whole.layers)["make"] = make_two = lambda: 2
+    assert fingerprint(make) != before and make_two() == 2
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_a_set_or_what_python_adds_to_a_class():
+    text = (
+        "class A: __slots__ = ('a',)\nclass B: pass\nclass C: pass\nKINDS = {A, B, C}\nWIDTH = 7\n"
+        "def make():\n    class D:\n        WIDTH = 8\n        half = WIDTH // 2\n    return KINDS, D\n"
+    )
+    code = f"from kit.fingerprint import fingerprint\n{text}print(fingerprint(make), fingerprint(A))"
+    said = set()
+    for seed, change in (("1", ("", "")), ("2", ("", "")), ("3", ("WIDTH = 7", "WIDTH = 9"))):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", code.replace(*change)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        said.add(done.stdout)
+    assert len(said) == 1
+
+    module: dict = {"__name__": "__main__"}
+    exec(text, module)
+    members = {name: member for name, member in vars(module["A"]).items() if name != "a"}
+    assert "a" in vars(module["A"]) and fingerprint(type("A", (), members)) == fingerprint(module["A"])
+
+
+def test_a_class_within_a_function_may_move_to_another_line():
+    """Since Python 3.13 a class keeps the number of its first line, here one that is a constant as well."""
+
+    def variant(comments: str) -> str:
+        module: dict = {"__name__": "__main__"}
+        exec(f"{comments}def f():\n    class A:\n        width = 5\n    return A", module)
+        return fingerprint(module["f"])
+
+    assert variant("") == variant("#\n#\n#\n") == variant("#\n" * 300)
+
+
 def test_settings_of_a_lambda_are_what_it_reads_and_no_more():
     module: dict = {"__name__": "__main__", "train": 1, "size": 2}
     exec("def outer():\n    f = lambda net: (net.train(), size, late)\n    return f\n    late = 0\nf = outer()", module)
@@ -565,6 +648,52 @@ def test_processes_with_other_code_than_this_one_are_told_and_ended(tmp_path):
         "[6500, 6500] 4",
     ], said
     assert said.count("edited: the processes that trained have other code or module variables than this one") == 1
+
+
+BROKEN = (
+    HEAD
+    + """
+import importlib, warnings
+from pathlib import Path
+
+module = Path(sys.argv[1]).parent / "broken.py"
+sys.path.insert(0, str(module.parent))
+START = "from torch import nn\\nclass A(nn.Sequential):\\n    def __init__(self): super().__init__("
+FINE = START + "nn.Flatten(), nn.Linear(64, 10))\\n"
+
+def train(**variants):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = compare(variants, data, data, seeds=2, recipe=Recipe(epochs=1), jobs=2)
+    print([run.get("error", "fine")[:17] for run in result.runs], len(said), flush=True)
+
+def edit(text):
+    module.write_text(text + "# another length, so that Python sees that it has changed" * len(text))
+    importlib.invalidate_caches()
+    importlib.reload(broken)
+
+module.write_text(START + "1 / 0)")
+import broken
+train(A=broken.A)
+edit(FINE)
+train(A=broken.A)
+train(A=broken.A)
+edit(FINE + "class B(A): pass\\n")
+train(A=broken.A, B=broken.B)
+train(A=broken.A, B=broken.B)
+"""
+)
+
+
+def test_an_error_of_a_process_with_other_code_is_told_and_the_next_call_has_the_code_of_now(tmp_path):
+    said, _ = start(BROKEN, tmp_path).communicate(timeout=120)
+    assert [line for line in said.splitlines() if line.startswith("[")] == [
+        "['ZeroDivisionError', 'ZeroDivisionError'] 0",
+        "['ZeroDivisionError', 'ZeroDivisionError'] 1",  # of a process that had imported the module before
+        "['fine', 'fine'] 0",
+        "['fine', 'fine', 'AttributeError: C', 'AttributeError: C'] 1",
+        "['fine', 'fine', 'fine', 'fine'] 0",
+    ], said
 
 
 def test_runs_in_this_process_leave_the_classes_and_helpers_of_a_script_alone(tmp_path):
