@@ -96,6 +96,23 @@ def test_other_settings_are_refused_before_anything_is_trained(tmp_path, data, m
     assert json.loads(path.read_text()) == before
 
 
+def test_ctrl_c_ends_the_program_and_keeps_what_is_finished(tmp_path, data, monkeypatch):
+    path, compare = tmp_path / "accuracy-nano.json", accuracy.compare
+    variants = {"Nano": (Nano, RECIPE), "other": (Nano, replace(RECIPE, lr=0.1))}
+    measure(path, data, [1], {"Nano": variants["Nano"]})  # so that the variants lack different seeds
+    calls = []
+
+    def stopped(*arguments, **options):
+        calls.append(options["seeds"])
+        result = compare(*arguments, **options)
+        del result.runs[1:]
+        return result
+
+    monkeypatch.setattr(accuracy, "compare", stopped)
+    kept = measure(path, data, [1, 2, 3], variants)["runs"]
+    assert calls == [(2, 3)] and [run["seed"] for run in kept] == [1, 2]
+
+
 def test_files_of_the_time_before_are_refused_by_name(tmp_path, data):
     path = tmp_path / "accuracy-nano.json"
     old = json.loads((records.RESULTS / "accuracy-nano.json").read_text()) | {
