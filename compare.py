@@ -28,11 +28,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import json
 import operator
 import os
-import pickle
 import platform
 import sys
 import threading
@@ -43,6 +41,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import cloudpickle
 import joblib
@@ -206,9 +205,9 @@ def compare(
     if elsewhere:
         get_reusable_executor().shutdown()  # the next call gets processes that read the modules anew
         warnings.warn(
-            f"{', '.join(elsewhere)}: the processes that trained have other code or module variables than this one, as "
-            "when a module was edited or reloaded. These runs are not stored: call compare again, on a Dask cluster "
-            "after client.restart(). If this comes again, restart Python, or give jobs=1",
+            f"{', '.join(elsewhere)}: trained with other code or module variables than this process had at the start: "
+            "a module was edited or reloaded, or a run has changed a variable of a module. These runs are not stored: "
+            "call compare again, on a Dask cluster after client.restart(). If this comes again, restart Python",
             stacklevel=2,
         )
     runs = [done[name, seed] for name in chosen for seed in numbers if (name, seed) in done]
@@ -253,48 +252,34 @@ def _check_seeds(seeds: Any) -> list[int]:
 # ------------------------------------------------------------------------------------------------------ The runs
 
 
-class Variant:
-    """The maker and the recipe of a variant. Each run has a copy of its own, so that no run goes on from another."""
-
-    def __init__(self, make: Maker, recipe: Recipe) -> None:
-        self._pair = make, recipe
-
-    def copy(self) -> tuple[Maker, Recipe]:
-        """Return a copy for a run in this process."""
-        stream = io.BytesIO()
-        pickler = _CopyPickler(stream)
-        pickler.dump(self._pair)
-        unpickler = pickle.Unpickler(io.BytesIO(stream.getvalue()))
-        unpickler.persistent_load = pickler.classes.__getitem__  # type: ignore[method-assign]
-        return unpickler.load()
-
-    def __reduce__(self) -> Any:
-        return SentVariant, (cloudpickle.dumps(self._pair),)
-
-
-class _CopyPickler(cloudpickle.Pickler):
-    """Pickles all but classes: within one process, cloudpickle would put copies of their methods into them."""
-
-    def __init__(self, stream: io.BytesIO) -> None:
-        super().__init__(stream)
-        self.classes: list[type] = []
-
-    def persistent_id(self, value: Any) -> int | None:
-        if not isinstance(value, type):
-            return None
-        self.classes.append(value)
-        return len(self.classes) - 1
-
-
 @dataclass
-class SentVariant:
-    """A `Variant` in another process: also what was defined in a notebook."""
+class Variant:
+    """The maker and the recipe of a variant, pickled: each run has a copy of its own of what a notebook has defined."""
 
     pickled: bytes
 
     def copy(self) -> tuple[Maker, Recipe]:
         """Return the copy; an error if this process cannot import what it names."""
-        return cloudpickle.loads(self.pickled)
+        with _new_classes():
+            return cloudpickle.loads(self.pickled)
+
+
+@contextlib.contextmanager
+def _new_classes() -> Iterator[None]:
+    """Let cloudpickle make classes anew: where it knows one, it would put copies of their methods into that."""
+    module = cloudpickle.cloudpickle
+    trackers = {
+        "_DYNAMIC_CLASS_TRACKER_BY_CLASS": WeakKeyDictionary,
+        "_DYNAMIC_CLASS_TRACKER_BY_ID": WeakValueDictionary,
+    }
+    known = {name: getattr(module, name) for name in trackers if hasattr(module, name)}
+    for name in known:
+        setattr(module, name, trackers[name]())
+    try:
+        yield
+    finally:
+        for name, tracker in known.items():
+            setattr(module, name, tracker)
 
 
 class Task(NamedTuple):
@@ -302,7 +287,7 @@ class Task(NamedTuple):
 
     variant: str
     seed: int
-    made_from: Variant | SentVariant
+    made_from: Variant
     settings: dict[str, Any]  # all of them, as plain data
     file: Path | None
     device: str
@@ -338,7 +323,7 @@ def _tasks(
     device, commit, tasks = get_device().type, commit_of_kit(), {}
     for name, (make, recipe) in chosen.items():
         try:
-            cloudpickle.dumps((make, recipe))
+            made_from = Variant(cloudpickle.dumps((make, recipe)))
         except Exception as error:
             raise TypeError(f"variants: {name!r} cannot be sent to another process: {error}") from error
         settings = {
@@ -353,7 +338,7 @@ def _tasks(
         for seed in seeds:
             own = settings | {"seed": seed}
             file = None if folder is None else run_file(folder, own)
-            tasks[seed, name] = Task(name, seed, Variant(make, recipe), own, file, device, commit)
+            tasks[seed, name] = Task(name, seed, made_from, own, file, device, commit)
     return [tasks[seed, name] for seed in seeds for name in chosen]
 
 
@@ -396,13 +381,13 @@ def _train_one(number: int, task: Task, about: list[Any], *arrays: numpy.ndarray
     The last value tells whether the code in this process is that of the task: a module may have been edited since.
     """
     start: Run = {"variant": task.variant, "seed": task.seed}
-    as_here = isinstance(task.made_from, Variant)  # in the process that made the task
+    as_here = False
     with _one_at_a_time, _one_thread():
         try:
             sets = [_as_data(arrays[2 * at : 2 * at + 2], facts) for at, facts in enumerate(about)]
             train, test = sets if len(sets) == 2 else split(sets[0], task.settings["test_images"], seed=task.seed)
             make, recipe = task.made_from.copy()
-            as_here = as_here or fingerprint(make, recipe, train_network) == task.settings["code"]
+            as_here = fingerprint(make, recipe, train_network) == task.settings["code"]
             seed_everything(task.seed)
             model = make()
             if not isinstance(model, nn.Module):

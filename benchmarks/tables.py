@@ -63,7 +63,7 @@ def spread(values: list[float]) -> str:
 def headline() -> str:
     net = read("accuracy-net")
     times = [
-        f"{median(speed['training']['kit_s']) / 60:.0f} minutes on {named(speed['machine'])}"
+        f"{minutes(median(speed['training']['kit_s']))} on {named(speed['machine'])}"
         for speed in (read("speed"), *other_speeds())
         if "training" in speed and not earlier_layers(speed, ["Net"])
     ]
@@ -77,6 +77,11 @@ def headline() -> str:
         f"**{spread(finals(net))} %** test accuracy after {net['epochs']} epochs: mean and standard deviation of the "
         f"**final** epoch over {len(net['runs'])} seeds.{soon} Training uses MNIST's own images alone{duration}."
     )
+
+
+def minutes(seconds: float) -> str:
+    """Say about how long that is, in minutes from a minute and a half on."""
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
 
 
 def epochs_table() -> str:
@@ -409,7 +414,7 @@ def speed_text() -> str:
     versions = speed["versions"]
     where = f"{named(speed['machine'])}; Python {versions['python']}, torch {versions['torch']}."
     head = ["", "this kit", "the other side", "ratio"]
-    lines = [where, *earlier_layers(speed, ORDER)]
+    lines = [" ".join([where, *whole_training(speed)]), *earlier_layers(speed, ORDER)]
     for other in other_speeds():
         lines.append(" ".join([other_machine(other), *whole_training(other), *earlier_layers(other, ORDER)]))
     return "\n\n".join([table(head, speed_rows(speed)), *lines, *speed_remarks(speed)])
@@ -501,7 +506,7 @@ def whole_training(speed: dict[str, Any]) -> list[str]:
 
 
 def speed_remarks(speed: dict[str, Any]) -> list[str]:
-    remarks = whole_training(speed)
+    remarks = []
     for network, epoch in measured_networks(speed, "epoch"):
         kit, usual = (
             ", ".join(f"{value:.1f} s with {in_words(name)}" for name, value in epoch[f"{loop}_medians_s"].items())

@@ -273,6 +273,8 @@ def _parts_of(value: Any) -> dict[Any, Any]:
         parts = _read_by(value)
     elif isinstance(value, types.MethodType):
         parts = {"self": value.__self__, "function": value.__func__}
+    elif isinstance(value, types.BuiltinFunctionType):  # of an object, or of a module
+        parts = {"self": value.__self__}
     elif isinstance(value, functools.partial):
         parts = {"func": value.func, "args": value.args, **value.keywords}
     elif isinstance(value, list | tuple | dict):  # long ones are data
@@ -283,8 +285,11 @@ def _parts_of(value: Any) -> dict[Any, Any]:
             parts = {key: item for key, item in vars(value).items() if key not in left_out}
         if isinstance(value, nn.Module):
             parts |= value._modules
-        for cls in type(value).__mro__:
-            parts |= {f"{method.__name__}()": method for method in methods(cls)} if is_own(cls.__module__) else {}
+        for cls in filter(lambda cls: is_own(cls.__module__), type(value).__mro__):
+            slots = [name for name in getattr(cls, "__slots__", ()) if hasattr(value, name)]
+            parts |= {name: getattr(value, name) for name in slots}
+            parts |= {f"{cls.__name__}.{name}": item for name, item in vars(cls).items() if not name.startswith("__")}
+            parts |= {f"{method.__name__}()": method for method in methods(cls)}
     return parts
 
 
@@ -292,7 +297,12 @@ def _read_by(function: types.FunctionType) -> dict[Any, Any]:
     """What a function draws from may be captured, a default, or a global of the user's module."""
     parts = captured_by(function) | dict(enumerate(function.__defaults__ or ())) | (function.__kwdefaults__ or {})
     if is_own(function.__module__):
-        parts |= {name: function.__globals__.get(name) for name in names_in(function.__code__).loaded}
+        names = names_in(function.__code__)
+        parts |= {name: function.__globals__.get(name) for name in names.loaded}
+        for name, module in [*parts.items()]:
+            if isinstance(module, types.ModuleType) and is_own(module.__name__):
+                found = {f"{name}.{attribute}": getattr(module, attribute, None) for attribute in names.attributes}
+                parts |= {key: item for key, item in sorted(found.items()) if not isinstance(item, types.ModuleType)}
     return parts
 
 
@@ -372,13 +382,19 @@ def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
     return described
 
 
-def _untrained(criterion: Any, known: tuple[Any, ...]) -> Any:
+def _untrained(criterion: Any, known: tuple[nn.Module, Optimizer]) -> Any:
     """A copy of a criterion without the values that training changes, or what is no module as it is."""
     if not isinstance(criterion, nn.Module):
         return criterion
-    learning = [weight for weight in criterion.parameters() if weight.requires_grad]
-    copies = {id(weight): nn.Parameter(torch.zeros_like(weight)) for weight in learning}
-    return copy.deepcopy(criterion, copies | {id(part): part for part in known}) if learning else criterion
+    model, optimizer = known
+    learning = {id(weight): weight for weight in criterion.parameters() if weight.requires_grad}
+    moving = {id(buffer): buffer for buffer in model.buffers()}
+    held = {*map(id, criterion.modules())} & {*map(id, model.modules())}
+    if not learning and not held:
+        return criterion
+    copies: dict[int, Any] = {key: nn.Parameter(torch.zeros_like(weight)) for key, weight in learning.items()}
+    copies |= {key: torch.zeros_like(buffer) for key, buffer in moving.items()}
+    return copy.deepcopy(criterion, copies | {id(model): nn.Module(), id(optimizer): optimizer})
 
 
 def _plain_model(model: nn.Module) -> dict[str, Any]:
@@ -386,7 +402,9 @@ def _plain_model(model: nn.Module) -> dict[str, Any]:
     modules, plain = {}, bool | int | float | str | list | tuple | dict | types.FunctionType | None
     for name, module in model.named_modules():
         attributes = {key: value for key, value in vars(module).items() if not key.startswith("_")}
-        attributes = {key: value for key, value in attributes.items() if isinstance(value, plain)}
+        attributes = {
+            key: value for key, value in attributes.items() if isinstance(value, plain) and not _made_by_torch(value)
+        }
         attributes["training"] = module.training or not model.training  # a frozen module says False
         modules[name or "all"] = {"class": name_of(type(module))} | as_plain(attributes, tuple(model.modules()))
     return {
@@ -396,6 +414,11 @@ def _plain_model(model: nn.Module) -> dict[str, Any]:
             for name, tensor in model.named_parameters()
         },
     }
+
+
+def _made_by_torch(value: Any) -> bool:
+    """Whether `value` was made by a function of a library, as the forward pass is by torch.compile."""
+    return isinstance(value, types.FunctionType) and "<locals>" in value.__qualname__ and not is_own(value.__module__)
 
 
 def _code(run: Run) -> dict[str, str]:

@@ -203,18 +203,21 @@ def _references(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         yield from _of_module(name, value, names)
 
 
-def _of_module(name: str, value: Any, names: Names) -> Iterator[tuple[str, Any]]:
+def _of_module(name: str, value: Any, names: Names, passed_on: bool = False) -> Iterator[tuple[str, Any]]:
     """Yield what code with these `names` may read in `value`, if it is a module of the project.
 
-    Of its submodules only those that the code names outright: which others there are depends on what else a process
-    has imported.
+    Of its submodules only those that the code names outright, or may name because it has `passed_on` the module under
+    another name: which others there are depends on what else a process has imported.
     """
-    if isinstance(value, types.ModuleType) and is_own(value.__name__):
-        for attribute in sorted(names.attributes):
-            path, part = f"{name}.{attribute}", getattr(value, attribute, None)
-            if hasattr(value, attribute) and (not isinstance(part, types.ModuleType) or path in names.paths):
-                yield path, part
-                yield from _of_module(path, part, names)
+    if not (isinstance(value, types.ModuleType) and is_own(value.__name__)):
+        return
+    passed_on = passed_on or name in names.passed_on
+    for attribute in sorted(names.attributes & vars(value).keys()):
+        path, part = f"{name}.{attribute}", vars(value)[attribute]
+        if passed_on or path in names.paths or not isinstance(part, types.ModuleType):
+            yield path, part
+            rest = names._replace(attributes=names.attributes - {attribute})  # modules may name one another
+            yield from _of_module(path, part, rest, passed_on)
 
 
 @functools.cache

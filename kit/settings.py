@@ -219,17 +219,30 @@ class Names(NamedTuple):
     imported: set[tuple[str, tuple[str, ...], int]]  # (module, names imported from it, number of leading dots)
     attributes: set[str]
     paths: set[str]  # variables with the attributes that are read of them at once, such as "layers.blocks.size"
+    passed_on: set[str]  # those of them of which anything may be read elsewhere, by another name
 
 
 @functools.cache
 def names_in(code: types.CodeType) -> Names:
     """Return the names in `code` and in the functions within it; do not change them, they are kept."""
-    names = Names(set(), set(), set(), set())
+    names = Names(set(), set(), set(), set(), set())
     bound: set[str] = set()  # a class body reads its own names by the instruction that reads globals
     path = ""
     before: list[Any] = [None, None]  # the two values that were loaded last
     for step in dis.get_instructions(code):
-        if step.opname == "STORE_NAME":
+        if step.opname == "EXTENDED_ARG":
+            continue
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            path = f"{path}.{step.argval}"
+            names.paths.add(path)
+        else:
+            if not (step.opname.startswith("STORE_") and step.argval == path):  # `import a` is stored as a
+                names.passed_on.add(path)
+            # Some instructions load two variables.
+            path = str(step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval)
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
+            names.attributes.add(step.argval)
+        elif step.opname == "STORE_NAME":
             bound.add(step.argval)
         elif step.opname == "LOAD_GLOBAL" or (step.opname == "LOAD_NAME" and step.argval not in bound):
             names.loaded.add(step.argval)
@@ -237,17 +250,13 @@ def names_in(code: types.CodeType) -> Names:
             level, wanted = before[0] or 0, before[1] or ()
             names.imported.add((step.argval, wanted, level))
             module = "." * level + step.argval
-            names.paths.update(f"{module}.{name}" for name in wanted)
-            names.paths.update(() if wanted else itertools.accumulate(module.split("."), "{}.{}".format))
-        if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            path = f"{path}.{step.argval}"
-            names.paths.add(path)
-        elif step.opname != "EXTENDED_ARG":  # some instructions load two variables
-            path = str(step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval)
-        if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
-            names.attributes.add(step.argval)
-        if step.opname != "EXTENDED_ARG":
-            before = [before[1], step.argval]
+            path = step.argval.partition(".")[0]
+            parts = {f"{module}.{name}" for name in wanted} or {
+                *itertools.accumulate(module.split("."), "{}.{}".format)
+            }
+            names.paths.update(parts)
+            names.passed_on.update(parts - {path})
+        before = [before[1], step.argval]
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             inner = names_in(constant)
@@ -255,6 +264,7 @@ def names_in(code: types.CodeType) -> Names:
             names.imported.update(inner.imported)
             names.attributes.update(inner.attributes)
             names.paths.update(inner.paths)
+            names.passed_on.update(inner.passed_on)
     return names
 
 

@@ -553,6 +553,23 @@ def test_a_criterion_that_holds_the_network_leaves_it_as_it_is(tmp_path):
     assert_equal_to_the_bit(train(tmp_path / "net.pt"), whole)
 
 
+def test_weights_of_the_network_in_a_criterion_are_no_settings(tmp_path):
+    """The same objects given to fit a second time, as a notebook does after a stop."""
+
+    class Decay(nn.CrossEntropyLoss):
+        def __init__(self, part):
+            super().__init__()
+            self.part = part
+
+    for place in (None, 1):
+        net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        criterion, batches = Decay(net if place is None else net[place]), DataLoader(Dataset(), 16)
+        arguments = {"epochs": 3, "optimizer": OPTIMIZERS["sgd"](net), "criterion": criterion}
+        arguments["checkpoint"] = tmp_path / f"{place}.pt"
+        fit(net, batches, batches, on_epoch=stop_after(1), **arguments)
+        assert len(fit(net, batches, batches, **arguments)) == 3
+
+
 DRAWING = """
 import torch
 def drawn(values, generator):
@@ -571,6 +588,16 @@ class Noisy(torch.nn.Linear):
 class Called(Method):
     def __call__(self, images, generator):
         return by_global(images, generator)
+class OfClass:
+    own = torch.Generator().manual_seed(1)
+    def __call__(self, images, generator):
+        return drawn(images, self.own)
+class Slotted:
+    __slots__ = ("own",)
+    def __init__(self):
+        self.own = torch.Generator().manual_seed(1)
+    def __call__(self, images, generator):
+        return drawn(images, self.own)
 def default(images, generator, own=torch.Generator().manual_seed(1)):
     return drawn(images, own)
 GLOBAL = torch.Generator().manual_seed(1)
@@ -600,7 +627,7 @@ def test_objects_with_attributes_of_their_own_making_do_no_harm(tmp_path):
     assert len(fit(net, loader, loader, optimizer=optimizer, epochs=1, checkpoint=tmp_path / "net.pt")) == 1
 
 
-@pytest.mark.parametrize("kind", ["Noisy", "Method", "Called", "default", "by_global", "unset"])
+@pytest.mark.parametrize("kind", ["Noisy", "Method", "Called", "OfClass", "Slotted", "default", "by_global", "unset"])
 @pytest.mark.filterwarnings("ignore:checkpoint. whether these are still the same")
 def test_a_generator_is_found_wherever_it_is(tmp_path, kind):
     def train(path, **arguments):
@@ -608,7 +635,8 @@ def test_a_generator_is_found_wherever_it_is(tmp_path, kind):
         exec(DRAWING, user)
         utils.seed_everything(0)
         net = nn.Sequential(user["Noisy"]()) if kind == "Noisy" else nn.Sequential(nn.Flatten(), nn.Linear(400, 10))
-        made = {"Noisy": None, "Method": user["Method"]().apply, "Called": user["Called"](), "unset": user["unset"]()}
+        made = {"Noisy": None, "Method": user["Method"]().apply, "unset": user["unset"]()}
+        made |= {name: user[name]() for name in ("Called", "OfClass", "Slotted")}
         augment = made.get(kind, user.get(kind))
         batches = utils.Batches(small_data(), 16, augment=augment, shuffle=True, seed=0)
         optimizer = OPTIMIZERS["sgd"](net)

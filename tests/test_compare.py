@@ -319,16 +319,7 @@ def test_a_variant_that_fails_is_reported_and_not_stored(data, tmp_path, capsys)
     assert capsys.readouterr().out.count("failed: ") == 6
 
 
-MEMORY: dict = {}
-
-
-class Remembers(Small):
-    def forward(self, images):
-        MEMORY[len(MEMORY)] = len(images)  # a cache of a module, which changes its fingerprint
-        return super().forward(images)
-
-
-def test_no_run_in_this_process_goes_on_from_another(data, tmp_path, recwarn):
+def test_no_run_in_this_process_goes_on_from_another(data):
     torch.manual_seed(0)
     start = Small(dropout=0.0)
     before = start[2].weight.clone()
@@ -337,9 +328,6 @@ def test_no_run_in_this_process_goes_on_from_another(data, tmp_path, recwarn):
     ]
     both, alone = (report.runs[-1]["test_loss"] for report in reports)
     assert both == alone and torch.equal(start[2].weight, before)
-
-    compare({"memory": Remembers}, data, data, seeds=2, recipe=ONE_EPOCH, folder=tmp_path, jobs=1)
-    assert len(list(tmp_path.iterdir())) == 2 and not recwarn.list
 
 
 def test_settings_may_hold_modules():
@@ -487,12 +475,28 @@ def test_a_fingerprint_does_not_depend_on_what_else_was_imported(tmp_path, monke
     def make(weight):
         return whole.layers.make() * weight.data
 
-    before = fingerprint(make)
+    def by_another_name(weight):
+        import whole as package
+
+        either = whole if weight else package
+        return package.layers.make(), either.layers.make() * weight.data
+
+    def handed_on(weight):
+        local = whole
+        return local.layers.make()
+
+    def from_it(weight):
+        from whole import layers as inner
+
+        return inner.make()
+
+    makers = (make, by_another_name, handed_on, from_it)
+    before = [fingerprint(maker) for maker in makers]
     import whole.data  # as the script does, and a worker does not
 
-    assert fingerprint(make) == before
-    vars(whole.layers)["make"] = make_two = lambda: 2
-    assert fingerprint(make) != before and make_two() == 2
+    assert fingerprint(make) == before[0]
+    vars(whole.layers)["make"] = lambda: 2
+    assert not {*before} & {fingerprint(maker) for maker in makers}
 
 
 def test_a_fingerprint_does_not_depend_on_the_order_of_a_set_or_what_python_adds_to_a_class():
@@ -613,25 +617,42 @@ def test_functions_and_lambdas_of_a_script_train_and_are_found_by_the_next_proce
     assert "6 of 6 runs were found" in second and first.endswith(second.partition("\n")[2]), second
 
 
+# A module whose networks are not made before two processes have come to make one, so that both have imported it.
+MEETING = """
+import os, time
+from pathlib import Path
+from torch import nn
+def meet():
+    place = Path(__file__).parent / "here"
+    place.mkdir(exist_ok=True)
+    (place / str(os.getpid())).touch()
+    end = time.monotonic() + 60
+    while len(list(place.iterdir())) < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+"""
+
 RELOADED = (
     HEAD
+    + f"""
+MEETING = {MEETING!r}"""
     + """
-import importlib
+import importlib, shutil
 from pathlib import Path
 from unittest.mock import call  # which follows every attribute, __wrapped__ too
 
 module, folder = Path(sys.argv[1]).parent / "edited.py", Path(sys.argv[1])
 sys.path.insert(0, str(module.parent))
-TEXT = "from torch import nn\\nWIDTH = {}\\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(64, WIDTH))"
+TEXT = MEETING + "WIDTH = WIDE\\ndef make(): meet(); return nn.Sequential(nn.Flatten(), nn.Linear(64, WIDTH))"
 
 def train():
+    shutil.rmtree(module.parent / "here", ignore_errors=True)
     result = compare({"edited": edited.make}, data, data, seeds=2, recipe=Recipe(epochs=1), folder=folder, jobs=2)
     print([run["parameters"] for run in result.runs], len(list(folder.iterdir())), flush=True)
 
-module.write_text(TEXT.format(10))
+module.write_text(TEXT.replace("WIDE", "10"))
 import edited
 train()
-module.write_text(TEXT.format(100))
+module.write_text(TEXT.replace("WIDE", "100"))
 importlib.invalidate_caches()
 importlib.reload(edited)
 train()
@@ -647,32 +668,35 @@ def test_processes_with_other_code_than_this_one_are_told_and_ended(tmp_path):
         "[650, 650] 2",  # the processes that had imported the module before it was edited
         "[6500, 6500] 4",
     ], said
-    assert said.count("edited: the processes that trained have other code or module variables than this one") == 1
+    assert said.count("edited: trained with other code or module variables than this process had") == 1
 
 
 BROKEN = (
     HEAD
+    + f"""
+MEETING = {MEETING!r}"""
     + """
-import importlib, warnings
+import importlib, shutil, warnings
 from pathlib import Path
 
 module = Path(sys.argv[1]).parent / "broken.py"
 sys.path.insert(0, str(module.parent))
-START = "from torch import nn\\nclass A(nn.Sequential):\\n    def __init__(self): super().__init__("
-FINE = START + "nn.Flatten(), nn.Linear(64, 10))\\n"
+START = MEETING + "class A(nn.Sequential):\\n    def __init__(self): super().__init__("
+FINE = START + "*(meet() or (nn.Flatten(), nn.Linear(64, 10))))\\n"
 
 def train(**variants):
+    shutil.rmtree(module.parent / "here", ignore_errors=True)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         result = compare(variants, data, data, seeds=2, recipe=Recipe(epochs=1), jobs=2)
     print([run.get("error", "fine")[:17] for run in result.runs], len(said), flush=True)
 
 def edit(text):
-    module.write_text(text + "# another length, so that Python sees that it has changed" * len(text))
+    module.write_text(text + "# of another length, so that Python sees that it has changed\\n" * len(text))
     importlib.invalidate_caches()
     importlib.reload(broken)
 
-module.write_text(START + "1 / 0)")
+module.write_text(START + "meet() or 1 / 0)")
 import broken
 train(A=broken.A)
 edit(FINE)
@@ -694,6 +718,70 @@ def test_an_error_of_a_process_with_other_code_is_told_and_the_next_call_has_the
         "['fine', 'fine', 'AttributeError: C', 'AttributeError: C'] 1",
         "['fine', 'fine', 'fine', 'fine'] 0",
     ], said
+
+
+def test_runs_of_a_script_are_the_same_in_this_process_and_in_others_whatever_variables_they_change(tmp_path):
+    text = """
+import warnings
+settings, WIDTH, memory, plain = {"width": 4}, 4, {}, object()
+
+class Small(nn.Sequential):
+    def __init__(self, kind=plain):
+        width = settings["width"] + WIDTH + (kind is plain)
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))
+
+    def forward(self, images):
+        memory[len(memory)] = len(images)
+        return super().forward(images)
+
+def wide():
+    global WIDTH
+    settings["width"], WIDTH = 16, 16
+    return Small()
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    for jobs in (1, 2):
+        variants = {"small": Small, "wide": wide, "kind": lambda: Small(kind=plain)}
+        arguments = {"seeds": 2, "recipe": Recipe(epochs=1), "jobs": jobs, "folder": sys.argv[1] + str(jobs)}
+        result = compare(variants, data, data, **arguments)
+        print([(run["variant"], run["seed"], run["parameters"], run["test_loss"]) for run in result.runs])
+        stored = len(list(Path(sys.argv[1] + str(jobs)).iterdir()))
+        print(settings, WIDTH, memory, Small.__init__.__globals__ is globals(), stored)
+"""
+    said, _ = start(HEAD.replace("import time", "import time\nfrom pathlib import Path") + text, tmp_path).communicate(
+        timeout=120
+    )
+    lines = [line for line in said.splitlines() if line[:1] in ("[", "{")]
+    assert len(lines) == 4 and lines[0] == lines[2], said
+    assert lines[1] == lines[3] == "{'width': 4} 4 {} True 6", said
+    assert "('small', 1, 685," in lines[0] and "('wide', 1, 2485," in lines[0], said
+
+
+def test_a_run_that_another_one_has_changed_is_told_and_not_stored(tmp_path):
+    text = """
+import warnings
+from pathlib import Path
+(Path(sys.argv[1]).parent / "sizes.py").write_text("WIDTH = 4")
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
+import sizes
+
+def small():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, sizes.WIDTH), nn.Linear(sizes.WIDTH, 10))
+
+def wide():
+    sizes.WIDTH = 16
+    return small()
+
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    arguments = {"seeds": 2, "recipe": Recipe(epochs=1), "jobs": 1, "folder": sys.argv[1]}
+    compare({"small": small, "wide": wide}, data, data, **arguments)
+print(len(said), "a run has changed a variable of a module" in str(said[0].message))
+print(len(list(Path(sys.argv[1]).iterdir())))
+"""
+    said, _ = start(HEAD + text, tmp_path).communicate(timeout=120)
+    assert "1 True" in said and said.splitlines()[-1] == "2", said
 
 
 def test_runs_in_this_process_leave_the_classes_and_helpers_of_a_script_alone(tmp_path):
