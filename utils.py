@@ -55,6 +55,7 @@ from kit.history import (
     Tally,
     early_endings,
     epoch_line,
+    is_classification,
     mean_loss,
     refuse_non_finite,
     refuse_non_finite_weights,
@@ -92,7 +93,7 @@ from kit.runtime import (
     sum_over_processes,
     train_mode,
 )
-from kit.settings import real_number, whole_number
+from kit.settings import positive_number, real_number, whole_number
 from kit.views import ShiftedViews
 
 __all__ = [
@@ -222,9 +223,16 @@ class Batches:
     augment: called as augment(images, generator), images from 0 to 1; None for none.
     augment_epochs: augment this many epochs only; None for all. `fit` sets the epoch, other loops call `set_epoch`.
     shuffle: visit the images in a new random order in every pass.
+    subsample: the share of the images that each pass but the first visits, in whole batches, 1 for all. They are drawn
+        with probabilities in proportion to their last losses, so that little time goes to what is learnt already
+        (online batch selection; Loshchilov and Hutter, 2016). `fit` sets the epoch and notes the losses; other loops
+        call `set_epoch` and, after each batch, `note_losses`.
     drop_last: leave out a last batch smaller than `batch_size`; BatchNorm cannot always train on a single image.
     device: None takes `get_device()`.
-    seed: determines the order and the augmentation; None draws one.
+    seed: determines the order, what is drawn and the augmentation; None draws one.
+
+    With `subsample` below 1, the attribute `losses` (N,) holds the last loss of each image, log(K) for K classes before
+    the first.
 
     After `start_distributed` each process gets its share of every batch. With `shuffle` or `augment`, a last batch
     with fewer images than processes is left out. Otherwise every image comes exactly once, and a process without a
@@ -240,6 +248,7 @@ class Batches:
         augment: Augmentation | None = None,
         augment_epochs: int | None = None,
         shuffle: bool = False,
+        subsample: float = 1.0,
         drop_last: bool = False,
         device: torch.device | str | None = None,
         seed: int | None = None,
@@ -251,6 +260,9 @@ class Batches:
         if augment_epochs is not None:
             augment_epochs = whole_number("augment_epochs", augment_epochs, 0)
         self.augment_epochs, self.epoch = augment_epochs, 0
+        self.subsample = positive_number("subsample", subsample, 1)
+        if self.subsample < 1 and not shuffle:
+            raise ValueError(f"subsample is {subsample!r} and shuffle is False; expected shuffle=True, or subsample=1")
         self.device = get_device() if device is None else torch.device(device)
         if seed is None:  # drawn only where it is used: batches in order leave the global generator alone
             seed = int(torch.randint(2**31, (), device="cpu")) if self._trains() else 0
@@ -262,15 +274,44 @@ class Batches:
             error.args = (f"data does not fit on {self.device}: give device='cpu', and only batches go there\n{error}",)
             raise
         self._statistics = statistics_on(self.device, data)
+        if self.subsample < 1:
+            self.losses = torch.full((len(data),), math.log(len(data.classes)), device=self.device)
+        self._batch = torch.empty(0, dtype=torch.int64, device=self.device)  # the images of the batch last given
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.data), self.batch_size)
+        return self._passes_length(self.epoch)
+
+    def steps(self, epochs: int) -> int:
+        """Return the number of batches in the first `epochs` passes."""
+        return sum(map(self._passes_length, range(epochs)))
+
+    def _passes_length(self, epoch: int) -> int:
+        whole, rest = divmod(self._images_in(epoch), self.batch_size)
         least = rank_and_world()[1] if self._trains() else 1
         return whole + (rest >= least and not self.drop_last)
 
+    def _images_in(self, epoch: int) -> int:
+        count = max(1, round(self.subsample * len(self.data) / self.batch_size)) * self.batch_size
+        return len(self.data) if epoch == 0 or self.subsample == 1 else min(count, len(self.data))
+
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next pass, counted from 0: it decides whether that pass is augmented."""
+        """Set the epoch of the next pass, counted from 0: it decides whether that pass is augmented and complete."""
         self.epoch = epoch
+
+    def note_losses(self, logits: Tensor) -> None:
+        """Keep the cross-entropy of each image in the batch last given, from its logits (N, K), for the next draw.
+
+        Nothing happens where all images are visited. Raises ValueError for other shapes.
+        """
+        if self.subsample == 1:
+            return
+        labels = self._labels[self._batch]
+        if not is_classification(logits, labels):
+            raise ValueError(
+                f"subsample is {self.subsample}, which needs one row of logits (N, K) for each image, but they are "
+                f"{tuple(logits.shape)} for {len(labels)} images; give subsample=1"
+            )
+        self.losses[self._batch] = F.cross_entropy(logits.detach().float(), labels, reduction="none")
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rank, world = rank_and_world()
@@ -279,13 +320,16 @@ class Batches:
                 f"batch_size is {self.batch_size}; expected at least one image for each of {world} processes"
             )
         order, draws = self._draw_order(rank)
+        order = order.to(self.device)
         augment = self.augment if self.augment_epochs is None or self.epoch < self.augment_epochs else None
-        for chosen in order.to(self.device).split(self.batch_size)[: len(self)]:
-            mine = chosen[rank::world]
+        for chosen in order.split(self.batch_size)[: len(self)]:
+            mine = self._batch = chosen[rank::world]
             images = to_floats(self._images[mine])
             if augment is not None:
                 images = augment(images, draws)
             yield normalise(images, *self._statistics), self._labels[mine]
+        if self.subsample < 1 and world > 1:
+            self._share_losses(order, rank, world)
 
     def _trains(self) -> bool:
         return self.shuffle or self.augment is not None
@@ -296,9 +340,20 @@ class Batches:
         in_order = torch.arange(len(self.data), device="cpu")
         if not self._trains():
             return in_order, draws
-        order = torch.randperm(len(self.data), generator=self.generator, device="cpu")
+        count = self._images_in(self.epoch)
+        order = torch.randperm(count, generator=self.generator, device="cpu")
+        if count < len(self.data):  # a little is added so that an image without loss can be drawn as well
+            order = torch.multinomial(self.losses.cpu() + 1e-4, count, generator=self.generator)[order]
         draws.manual_seed(int(torch.randint(2**62, (), generator=self.generator, device="cpu")) + rank)
         return order if self.shuffle else in_order, draws
+
+    def _share_losses(self, visited: Tensor, rank: int, world: int) -> None:
+        """Give every process the losses that the others have noted in this pass."""
+        whole = visited[: len(self) * self.batch_size]
+        mine = torch.cat([chosen[rank::world] for chosen in whole.split(self.batch_size)])
+        noted = torch.zeros_like(self.losses)
+        noted[mine] = self.losses[mine]
+        self.losses[whole] = sum_over_processes(noted)[whole]
 
 
 # ---------------------------------------------------------------------------------------------------- Training
@@ -326,6 +381,7 @@ def train_epoch(
     _refuse_images("batches", batches)
     train_mode(model)
     device, tally, several = device_of(model), Tally(), rank_and_world()[1] > 1
+    note_losses = getattr(batches, "note_losses", None)
     # Reading a number makes a GPU, or the other processes, wait, so there it is done now and then only.
     read_every = 1 if device.type == "cpu" and not several else 50
     hidden = progress is None or not somebody_watches()
@@ -340,6 +396,8 @@ def train_epoch(
             loss = mean_loss(criterion, logits, labels)
             if number % read_every == 0:
                 refuse_non_finite(loss, number, inputs, optimizer)
+            if note_losses is not None:
+                note_losses(logits)
             optimizer.zero_grad()
             (loss * _share(labels)).backward()
             optimizer.step()
@@ -543,6 +601,8 @@ class Recipe:
     augment: random changes to the training images, called as augment(images, generator); None for none.
     plain_epochs: the number of last epochs that are not augmented, so that BatchNorm's statistics match the test
         images; at least `epochs` means that no epoch is augmented.
+    subsample: the share of the images that each epoch but the first visits; the higher the last loss of an image, the
+        more often it comes (see `Batches`). 1 for all.
     optimizer: called as optimizer(params, lr=lr): a class, or functools.partial(torch.optim.SGD, momentum=0.9).
     lr: the peak learning rate.
     schedule: called as schedule(optimizer, steps, warmup); its step() is called after every batch.
@@ -559,6 +619,7 @@ class Recipe:
     batch_size: int = 128
     augment: Augmentation | None = Augment()
     plain_epochs: int = 2
+    subsample: float = 1.0
     optimizer: Callable[..., Optimizer] = Muon
     lr: float = 0.05
     schedule: Callable[[Optimizer, int, float], LRScheduler] = linear_schedule
@@ -570,10 +631,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, least in {"epochs": 1, "batch_size": 1, "plain_epochs": 0}.items():
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
-        for name, most in {"lr": math.inf, "warmup": 1, "average": 1}.items():
+        for name, most in {"warmup": 1, "average": 1}.items():
             object.__setattr__(self, name, real_number(name, getattr(self, name), most))
-        if self.lr == 0:
-            raise ValueError("lr is 0; expected a number above 0")
+        for name, most in {"lr": math.inf, "subsample": 1}.items():
+            object.__setattr__(self, name, positive_number(name, getattr(self, name), most))
         for name in ("augment", "optimizer", "schedule", "criterion", "test_criterion"):
             value = getattr(self, name)
             optional = name in ("augment", "test_criterion")
@@ -587,15 +648,17 @@ class Recipe:
         lines = [f"    {name}={getattr(value, '__name__', repr(value))},\n" for name, value in values.items()]
         return f"Recipe(\n{''.join(lines)})"
 
-    def arguments(self, model: nn.Module, steps_per_epoch: int) -> dict[str, Any]:
+    def arguments(self, model: nn.Module, steps_per_epoch: float) -> dict[str, Any]:
         """Return the arguments of `fit` for `model`, to train on batches of your own, such as a DataLoader.
+
+        steps_per_epoch: the number of batches in an epoch; the mean if epochs differ.
 
         Example: fit(net, loader, test_loader, **Recipe().arguments(net, len(loader)))
         """
         optimizer = self.optimizer(model.parameters(), lr=self.lr)
         return {
             "optimizer": optimizer,
-            "scheduler": self.schedule(optimizer, self.epochs * steps_per_epoch, self.warmup),
+            "scheduler": self.schedule(optimizer, round(self.epochs * steps_per_epoch), self.warmup),
             "epochs": self.epochs,
             "criterion": self.criterion,
             "test_criterion": self.test_criterion,
@@ -633,6 +696,7 @@ def train_network(
         augment=recipe.augment,
         augment_epochs=max(0, recipe.epochs - recipe.plain_epochs),
         shuffle=True,
+        subsample=recipe.subsample,
         drop_last=rest < 2 * rank_and_world()[1] and len(train) > recipe.batch_size,
         device=device,
         seed=seed,
@@ -644,7 +708,7 @@ def train_network(
         checkpoint=checkpoint,
         on_epoch=on_epoch,
         verbose=verbose,
-        **recipe.arguments(model, len(train_batches)),
+        **recipe.arguments(model, train_batches.steps(recipe.epochs) / recipe.epochs),
     )
 
 

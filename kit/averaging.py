@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from kit.settings import real_number
+from kit.settings import positive_number
 
 
 class WeightAverage:
@@ -35,9 +35,7 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, share: float) -> None:
-        if real_number("share", share, 1) == 0:
-            raise ValueError("share is 0; expected a number above 0 and at most 1")
-        self.span, self.steps = 1 / share, 0
+        self.span, self.steps = 1 / positive_number("share", share, 1), 0
         self._model, self._in_training = model, False
         # Both are empty until the first step, and within `training` the first holds the model's own tensors.
         self._trained: list[Tensor] = []

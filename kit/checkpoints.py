@@ -183,6 +183,7 @@ def _snapshot(run: Run) -> dict[str, Any]:
         "history": dataclasses.asdict(run.history),
         "average": run.average.state_dict() if run.average is not None else None,
         "criteria": [criterion.state_dict() for criterion in _modules_of(run.criteria)],
+        "losses": _losses_of(run),
     }
     return {key: _without_numpy(item) for key, item in state.items()} | {"generators": from_all(_random_states(run))}
 
@@ -197,6 +198,8 @@ def _restore(run: Run, state: dict[str, Any]) -> list[str]:
         run.average.load_state_dict(state["average"])
     for criterion, saved in zip(_modules_of(run.criteria), state.get("criteria", []), strict=False):
         criterion.load_state_dict(saved)
+    if (losses := _losses_of(run)) is not None:
+        losses.copy_(state["losses"])
     for field in dataclasses.fields(run.history):
         getattr(run.history, field.name)[:] = state["history"][field.name]
     states, generators = state["generators"][rank_and_world()[0]], _generators_of(run)
@@ -208,6 +211,12 @@ def _restore(run: Run, state: dict[str, Any]) -> list[str]:
 def _modules_of(criteria: dict[str, Any]) -> list[nn.Module]:
     """The criteria that may learn, or hold weights of the classes."""
     return [criterion for criterion in criteria.values() if isinstance(criterion, nn.Module)]
+
+
+def _losses_of(run: Run) -> Tensor | None:
+    """The last loss of each training image, where `Batches` draws by it."""
+    losses = getattr(run.train_batches, "losses", None)
+    return losses if isinstance(losses, Tensor) and hasattr(run.train_batches, "note_losses") else None
 
 
 def _without_numpy(state: Any) -> Any:
@@ -477,7 +486,7 @@ def _plain_batches(batches: Any) -> Any:
 
 def _plain_parts(owner: Any, attributes: dict[str, Any], *known: Any) -> dict[str, Any]:
     """The class and attributes of what yields batches or indices, without its position and place."""
-    constant = {key: value for key, value in attributes.items() if key not in ("epoch", "device")}
+    constant = {key: value for key, value in attributes.items() if key not in ("epoch", "device", "losses")}
     if not hasattr(owner, "__dict__"):
         return as_plain(owner)
     return {"class": name_of(type(owner))} | as_plain(constant, (owner, *known))

@@ -71,6 +71,13 @@ def real_number(name: str, value: Any, most: float = math.inf) -> float:
     return float(value)
 
 
+def positive_number(name: str, value: Any, most: float = math.inf) -> float:
+    """Return `value` as `real_number` does; raise ValueError for 0 as well."""
+    if (number := real_number(name, value, most)) == 0:
+        raise ValueError(f"{name} is 0; expected a number above 0{'' if math.isinf(most) else f' and at most {most}'}")
+    return number
+
+
 def checksum(*parts: Any) -> str:
     """Return the SHA-256 of `parts`, bytes or contiguous arrays, as 16 hexadecimal digits."""
     digest = hashlib.sha256()

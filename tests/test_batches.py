@@ -71,6 +71,85 @@ def test_augmented_batches_are_reproducible_whatever_the_global_generator_and_th
     assert all(torch.equal(one, two) for one, two in zip(draw(1), draw(2), strict=True))
 
 
+def noted(batches: utils.Batches, loss_of) -> list[int]:
+    """Make a pass in which each image has the loss `loss_of(label)`; return the labels in order."""
+    visited = []
+    for _, labels in batches:
+        # Of two logits 0 and x, the first has the cross-entropy log(1 + exp(x)); the others are as good as none.
+        logits = torch.full((len(labels), len(batches.data.classes)), -1e9)
+        losses = torch.tensor([float(loss_of(label)) for label in labels.tolist()])
+        logits[torch.arange(len(labels)), labels] = 0
+        logits[torch.arange(len(labels)), (labels + 1) % len(batches.data.classes)] = losses.expm1().log()
+        batches.note_losses(logits)
+        visited += labels.tolist()
+    return visited
+
+
+def test_each_pass_but_the_first_visits_its_share_in_whole_batches():
+    batches, lengths = utils.Batches(numbered(50), 8, shuffle=True, subsample=0.3, seed=0), []
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        visited = labels_of(batches)
+        assert len(visited) == len(batches)
+        assert len(set(sum(visited, []))) == sum(map(len, visited)) == (50, 16, 16)[epoch]  # no image comes twice
+        lengths.append(len(visited))
+    assert lengths == [7, 2, 2] and [batches.steps(epochs) for epochs in range(4)] == [0, 7, 9, 11]
+
+
+def test_images_come_in_proportion_to_their_last_losses():
+    batches, counts = utils.Batches(numbered(400), 4, shuffle=True, subsample=0.01, seed=0), torch.zeros(400)
+    assert torch.allclose(batches.losses, torch.tensor(math.log(400)))
+
+    def loss_of(label):
+        return 0 if label < 200 else 1 if label < 300 else 3
+
+    noted(batches, loss_of)
+    assert torch.allclose(batches.losses, torch.tensor([*[0.0] * 200, *[1.0] * 100, *[3.0] * 100]), atol=1e-4)
+    batches.set_epoch(1)
+    for _ in range(500):  # 4 of 400 images each time
+        counts[noted(batches, loss_of)] += 1
+    none, one, three = counts[:200].sum(), counts[200:300].sum(), counts[300:].sum()
+    assert none < 20 and 2.5 < three / one < 3.5
+
+
+def test_an_image_is_drawn_by_its_last_loss_not_by_an_earlier_one():
+    batches = utils.Batches(numbered(40), 4, shuffle=True, subsample=0.25, seed=0)
+    noted(batches, lambda label: 5 if label < 12 else 0)
+    batches.set_epoch(1)
+    assert max(first := noted(batches, lambda label: 0)) < 12  # 12 images are known for a loss
+    assert {*range(12)} - {*first} <= {*noted(batches, lambda label: 0)}
+
+
+def test_without_losses_for_most_images_the_share_is_still_full():
+    batches = utils.Batches(numbered(40), 4, shuffle=True, subsample=0.5, seed=0)
+    noted(batches, lambda label: 0)
+    batches.set_epoch(1)
+    assert len(set(noted(batches, lambda label: 0))) == 20
+
+
+def test_draws_are_the_same_for_the_same_seed():
+    def passes(seed):
+        batches = utils.Batches(numbered(60), 8, shuffle=True, subsample=0.4, augment=utils.Augment(), seed=seed)
+        first = noted(batches, lambda label: label)
+        batches.set_epoch(1)
+        return first, noted(batches, lambda label: label)
+
+    assert passes(1) == passes(1) != passes(2)
+
+
+def test_subsample_refuses_what_it_cannot_do():
+    for value in (0, 1.5, math.nan, True):
+        with pytest.raises(ValueError, match=f"subsample is {value}; expected"):
+            utils.Batches(random_data(), shuffle=True, subsample=value)
+    with pytest.raises(ValueError, match=r"subsample is 0\.5 and shuffle is False"):
+        utils.Batches(random_data(), subsample=0.5)
+    batches = utils.Batches(random_data(), 16, shuffle=True, subsample=0.5)
+    next(iter(batches))
+    with pytest.raises(ValueError, match=r"needs one row of logits .* are \(16, 10, 1, 1\) for 16 images"):
+        batches.note_losses(torch.zeros(16, 10, 1, 1))
+    utils.Batches(random_data(), 16, shuffle=True).note_losses(torch.zeros(16, 10, 1, 1))  # nobody draws by them
+
+
 def test_test_batches_use_the_statistics_of_the_training_images():
     train = random_data()
     dark = train.images // 4

@@ -40,11 +40,12 @@ OPTIMIZERS = {
 }
 
 
-def run(path, optimizer="adamw", *, seed=0, epochs=EPOCHS, dropout=0.2, count=48, **arguments):
+def run(path, optimizer="adamw", *, seed=0, epochs=EPOCHS, dropout=0.2, count=48, subsample=1, **arguments):
     """One whole call as a user writes it, everything made anew; returns network, optimizer, history."""
     utils.seed_everything(seed)
     net = model.Net(dropout=dropout)
-    batches = utils.Batches(small_data(count=count), 16, augment=utils.Augment(erasing=0.3), shuffle=True, seed=seed)
+    options = {"augment": utils.Augment(erasing=0.3), "shuffle": True, "subsample": subsample, "seed": seed}
+    batches = utils.Batches(small_data(count=count), 16, **options)
     optimizer = OPTIMIZERS[optimizer](net)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=epochs * len(batches))
     test = utils.Batches(small_data(1), 16)
@@ -102,6 +103,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, optimize
     assert len(history) == epoch
     random.random(), torch.rand(5)  # whatever happens in between must not matter
     assert_equal_to_the_bit(run(tmp_path / "net.pt", optimizer, average=average), whole)
+
+
+@pytest.mark.parametrize("epoch", range(1, EPOCHS))
+def test_the_last_losses_that_images_are_drawn_by_are_resumed_too(tmp_path, epoch):
+    whole = run(None, subsample=0.34)
+    run(tmp_path / "net.pt", subsample=0.34, on_epoch=stop_after(epoch))
+    assert_equal_to_the_bit(run(tmp_path / "net.pt", subsample=0.34), whole)
+    with pytest.raises(ValueError, match="train_batches.subsample: saved 0.34, now 0.67"):
+        run(tmp_path / "net.pt", subsample=0.67)
 
 
 class Stopping(utils.Batches):

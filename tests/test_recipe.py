@@ -54,6 +54,8 @@ def train(net: nn.Module, count: int, recipe: Recipe, **arguments) -> utils.Hist
         ("lr", math.inf, ValueError),
         ("lr", True, ValueError),
         ("lr", "0.1", ValueError),
+        ("subsample", 0, ValueError),
+        ("subsample", 1.01, ValueError),
         ("warmup", 1.1, ValueError),
         ("warmup", math.nan, ValueError),
         ("optimizer", "SGD", TypeError),
@@ -102,6 +104,32 @@ def test_five_epochs_are_five_epochs_and_end_at_a_learning_rate_of_zero():
     history = train(small_net(), 64, recipe)
     assert len(history) == 5 and made[0].param_groups[0]["lr"] == 0
     assert max(history.learning_rate) == pytest.approx(0.1)
+
+
+def test_a_share_of_the_images_is_trained_on_and_the_learning_rate_still_ends_at_zero():
+    made, sizes = [], []
+
+    class Recorder(torch.optim.SGD):
+        def __init__(self, params, lr):
+            super().__init__(params, lr=lr)
+            made.append(self)
+
+    def augment(images, generator):
+        sizes.append(len(images))
+        return images
+
+    settings = {"epochs": 3, "batch_size": 16, "optimizer": Recorder, "lr": 0.1, "augment": augment, "plain_epochs": 0}
+    train(small_net(), 100, replace(Recipe(), **settings, subsample=0.5))
+    assert sizes == [16] * 6 + [4] + [16] * 3 + [16] * 3
+    assert made[0].param_groups[0]["lr"] == 0
+
+
+def test_the_losses_of_a_training_are_those_of_its_network():
+    net, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), random_data(100)
+    batches = utils.Batches(data, 16, shuffle=True, subsample=0.5, seed=0)
+    utils.fit(net, batches, utils.Batches(data), epochs=1, optimizer=torch.optim.SGD(net.parameters(), lr=1e-9))
+    ((images, labels),) = utils.Batches(data, 100)
+    assert torch.allclose(batches.losses, nn.CrossEntropyLoss(reduction="none")(net(images), labels), atol=1e-4)
 
 
 def test_a_recipe_shows_every_setting_on_a_line_of_its_own():
