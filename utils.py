@@ -186,15 +186,21 @@ class Augment:
         limits = (math.radians(self.rotation), math.radians(self.shear), self.scale, self.translation, self.translation)
         signed = (2 * draws - 1).unbind(1)
         angle, shear, scale, right, down = (draw * limit for draw, limit in zip(signed, limits, strict=True))
-        cos, sin, zoom, slope = angle.cos(), angle.sin(), 1 / (1 + scale), shear.tan()
-        from_x = zoom * (cos * x + (slope * cos - sin) * y) + right * width
-        from_y = zoom * (sin * x + (slope * sin + cos) * y) + down * height
+        cos, sin, slope = angle.cos(), angle.sin(), shear.tan()
+        to_x, to_y = (2 / (side * (1 + scale)) for side in (width, height))
+        # What depends on the column and what on the row is small: only their sum is as large as the images.
+        grid = draws.new_empty(len(images), height, width, 2)
+        from_x, from_y = grid.unbind(-1)
+        torch.add(to_x * cos * x, to_x * (slope * cos - sin) * y + 2 * right, out=from_x)
+        torch.add(to_y * sin * x, to_y * (slope * sin + cos) * y + 2 * down, out=from_y)
         if self.elastic:
             coarse = draws.new_empty(2, len(images), 5, 5).normal_(generator=generator) * self.elastic
             # Row by row, then column by column: five times as fast as F.interpolate on all of it.
-            across, down = (_bicubic(side, coarse) for side in (width, height))
-            from_x, from_y = torch.stack((from_x, from_y)) + down @ (coarse @ across.T)
-        return torch.stack([from_x * (2 / width), from_y * (2 / height)], dim=-1)
+            across, along = (_bicubic(side, coarse) for side in (width, height))
+            bent_x, bent_y = along @ (coarse @ across.T)
+            from_x.add_(bent_x, alpha=2 / width)
+            from_y.add_(bent_y, alpha=2 / height)
+        return grid
 
     def _erased(self, images: Tensor, draws: Tensor) -> Tensor:
         """Set one rectangle in each image to zero, with probability `erasing`."""

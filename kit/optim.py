@@ -95,7 +95,8 @@ def _orthogonalised(tensors: list[Tensor]) -> list[Tensor]:
         matrices = matrices.mT if tall else matrices
         for _ in range(5 if rows > 1 else 0):
             gram = matrices @ matrices.mT
-            matrices = 3.4445 * matrices + (2.0315 * gram @ gram - 4.7750 * gram) @ matrices
+            factors = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+            matrices = torch.baddbmm(matrices, factors, matrices, beta=3.4445)
         matrices = (matrices.mT if tall else matrices) * scale
         for place, matrix in zip(places, matrices, strict=True):
             results[place] = matrix.reshape(shape)
