@@ -6,6 +6,7 @@ a file with other settings is refused.
 
     python -m benchmarks.accuracy Net --seeds 0-9
     python -m benchmarks.accuracy Net --seeds 0-9 --epochs 5 --variant 5-epochs
+    python -m benchmarks.accuracy Net --seeds 20-39 --subsample 0.3 --variant subsample
     python -m benchmarks.accuracy Net --seeds 0-4 --dataset fashion-mnist --variant fashion
     python -m benchmarks.accuracy Net --seeds 0-9 --dask first-host:8786     # on a cluster
 """
@@ -153,10 +154,12 @@ def main() -> None:
     parser = new_parser(__doc__, "0-9")
     parser.add_argument("network", choices=["Net", "Nano", "Attempt2"], help="a class of model.py")
     parser.add_argument("--dataset", choices=["mnist", "fashion-mnist"], default="mnist")
+    parser.add_argument("--subsample", type=float, default=utils.Recipe().subsample, help="as in Recipe (default 1)")
     parser.add_argument("--variant", default="", help="ends the file's name, for settings that are not the default")
     options = parser.parse_args()
     name = f"accuracy-{options.network.lower()}" + (f"-{options.variant}" if options.variant else "")
-    variants = {options.network: (getattr(model, options.network), replace(utils.Recipe(), epochs=options.epochs))}
+    recipe = replace(utils.Recipe(), epochs=options.epochs, subsample=options.subsample)
+    variants = {options.network: (getattr(model, options.network), recipe)}
     measure(options.results / f"{name}.json", variants, load(options.dataset), options)
 
 
