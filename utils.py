@@ -285,13 +285,13 @@ class Batches:
         self._batch = torch.empty(0, dtype=torch.int64, device=self.device)  # the images of the batch last given
 
     def __len__(self) -> int:
-        return self._passes_length(self.epoch)
+        return self._length_of_pass(self.epoch)
 
     def steps(self, epochs: int) -> int:
         """Return the number of batches in the first `epochs` passes."""
-        return sum(map(self._passes_length, range(epochs)))
+        return sum(map(self._length_of_pass, range(epochs)))
 
-    def _passes_length(self, epoch: int) -> int:
+    def _length_of_pass(self, epoch: int) -> int:
         whole, rest = divmod(self._images_in(epoch), self.batch_size)
         least = rank_and_world()[1] if self._trains() else 1
         return whole + (rest >= least and not self.drop_last)
@@ -317,7 +317,8 @@ class Batches:
                 f"subsample is {self.subsample}, which needs one row of logits (N, K) for each image, but they are "
                 f"{tuple(logits.shape)} for {len(labels)} images; give subsample=1"
             )
-        self.losses[self._batch] = F.cross_entropy(logits.detach().float(), labels, reduction="none")
+        logits = logits.detach().to(self.device, torch.float32)  # the network may be on another device
+        self.losses[self._batch] = F.cross_entropy(logits, labels, reduction="none")
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rank, world = rank_and_world()
@@ -639,8 +640,8 @@ class Recipe:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         for name, most in {"warmup": 1, "average": 1}.items():
             object.__setattr__(self, name, real_number(name, getattr(self, name), most))
-        for name, most in {"lr": math.inf, "subsample": 1}.items():
-            object.__setattr__(self, name, positive_number(name, getattr(self, name), most))
+        for name, limit in {"lr": math.inf, "subsample": 1}.items():
+            object.__setattr__(self, name, positive_number(name, getattr(self, name), limit))
         for name in ("augment", "optimizer", "schedule", "criterion", "test_criterion"):
             value = getattr(self, name)
             optional = name in ("augment", "test_criterion")

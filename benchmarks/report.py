@@ -31,6 +31,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "repeated": tables.repeated_table,
     "fashion": tables.fashion_table,
     "views": tables.views_table,
+    "subsample": tables.subsample_table,
     "attempts": attempts_table,
     "recipe": tables.recipe_text,
     "ablation": tables.ablation_table,

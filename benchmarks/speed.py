@@ -1,7 +1,8 @@
 """Time the kit beside the usual loop and other frameworks, on this machine, in one run: benchmarks/results/speed.json.
 
-epoch    one epoch, training and test, of Net and Attempt2: by the kit, and by the usual loop
+epoch    one epoch, training and test, of Net, Attempt2 and Sprinter: by the kit, and by the usual loop
 training the whole default training of Net, by the kit
+subsample the same, but each epoch after the first visits a share of the images
 job      from the start of the process to the first epoch whose test accuracy is at least 99.40 %: the network
          Sprinter with the recipe JOB; the usual loop, from the start of its process, to the end of its first epoch
 start    from the start of the process to the end of the first training step, beside the time of `import torch`
@@ -54,38 +55,27 @@ TARGET = 99.40
 AFFINE = utils.Augment(elastic=0)  # what the usual loop does as well
 GENTLE = utils.Augment(rotation=10, translation=0.06, scale=0.1, shear=6, elastic=0)
 # Chosen on validation images. The usual loop has no average of the weights.
-JOB = dataclasses.replace(utils.Recipe(), epochs=4, augment=GENTLE, plain_epochs=1, average=0.2)
+JOB = dataclasses.replace(utils.Recipe(), epochs=9, augment=GENTLE, plain_epochs=1, subsample=0.2, lr=0.08)
 SEEDS = 1000  # the first of the job's seeds, which nothing was chosen with
-NETWORKS = ["Net", "Attempt2"]  # of the parts epoch and peers
+NETWORKS = ["Net", "Attempt2"]  # of the part peers; the part epoch has the job's as well
+TIMED = [*NETWORKS, "Sprinter"]
 ONE_EPOCH = utils.Recipe(epochs=1, plain_epochs=0, augment=AFFINE, average=0)
-RECIPES = {"epoch": ONE_EPOCH, "training": utils.Recipe(), "job": JOB}
-
-
-class Sprinter(nn.Sequential):
-    """The network of the job, chosen on validation images: images (N, 1, 28, 28) -> logits (N, 10).
-
-    `Net` with fewer and narrower blocks at half the side of the image, where they take most of the time, wider ones
-    at a quarter, and no attention.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(
-            *model.conv_block(1, 16, 5, stride=2),  # 28 -> 14
-            *model.separable_block(16, 24),  # 14
-            *model.blur_pool(),  # 14 -> 13 -> 7
-            *model.separable_block(24, 40),  # 7
-            *model.separable_block(40, 44),
-            *model.separable_block(44, 44),
-            model.GlobalAvgPool(),  # 7 -> 1
-            nn.Conv2d(44, 10, 1),
-            nn.Flatten(),
-        )
-        self.to(memory_format=torch.channels_last)
+SUBSAMPLED = utils.Recipe(subsample=0.3)
+RECIPES = {"epoch": ONE_EPOCH, "training": utils.Recipe(), "subsample": SUBSAMPLED, "job": JOB}
 
 
 def new_network(name: str) -> nn.Module:
     """Return a new network of model.py, or the job's."""
-    return Sprinter() if name == "Sprinter" else getattr(model, name)()
+    return sprinter() if name == "Sprinter" else getattr(model, name)()
+
+
+def sprinter() -> nn.Module:
+    """Return the network of the job, chosen on validation images.
+
+    `Net` without the blocks at half the side of the image, where they take most of the time, and wider ones at a
+    quarter.
+    """
+    return model.Net(stem=16, early=(), late=(48, 48, 48))
 
 
 # ------------------------------------------------------------- What is measured, each in a process of its own
@@ -235,6 +225,7 @@ def measure_profile() -> Run:
 MEASURE: dict[str, Callable[..., Run]] = {
     "epoch": lambda **settings: measure_loop("epoch", seed=settings.pop("round"), **settings),
     "training": lambda **settings: measure_loop("training", seed=settings.pop("round"), **settings),
+    "subsample": lambda **settings: measure_loop("subsample", seed=settings.pop("round"), **settings),
     "job": lambda **settings: measure_loop("job", **settings),
     "start": lambda round: measure_start(),
     "limit": measure_limit,
@@ -254,15 +245,15 @@ def plan(part: str, runs: list[Run], rounds: int, seeds: int, images: int) -> li
         loops = [("kit", 0), ("usual", 0), ("usual", 2)]
         sides = [
             {"network": network, "loop": loop, "threads": count, "workers": workers}
-            for network in NETWORKS
+            for network in TIMED
             for loop, workers in loops
             for count in threads
         ]
         return [{**side, "images": images, "round": turn} for turn in range(rounds) for side in sides]
-    if part == "training":
+    if part in ("training", "subsample"):
         return [{**best(runs, "Net", "kit"), "images": images, "round": turn} for turn in range(rounds)]
     if part == "job":
-        sides = [best(runs, "Net", loop) | {"network": "Sprinter"} for loop in ("kit", "usual")]
+        sides = [best(runs, "Sprinter", loop) for loop in ("kit", "usual")]
         return [{**side, "images": images, "seed": SEEDS + number} for number in range(seeds) for side in sides]
     if part == "peers":
         pairs = [{"network": network, "framework": name} for network in NETWORKS for name in peers.present()]
@@ -287,7 +278,7 @@ def best(runs: list[Run], network: str, loop: str) -> Run:
     seconds = epoch_seconds(runs, network, loop)
     if not seconds:
         raise SystemExit(
-            "the parts training and job need the best numbers of threads and workers: run the part epoch first"
+            "the parts training, subsample and job need the best numbers of threads and workers: run epoch first"
         )
     threads, workers = min(seconds, key=lambda key: median(seconds[key]))
     return {"network": network, "loop": loop, "threads": threads, "workers": workers}
@@ -295,7 +286,7 @@ def best(runs: list[Run], network: str, loop: str) -> Run:
 
 def summarize_epoch(runs: list[Run]) -> Run:
     section: Run = {}
-    for network in NETWORKS:
+    for network in TIMED:
         sides: Run = {}
         for loop in ("kit", "usual"):
             seconds, sides[loop] = epoch_seconds(runs, network, loop), best(runs, network, loop)
@@ -365,6 +356,7 @@ def summarize_peers(runs: list[Run]) -> Run:
 SUMMARIZE: dict[str, Callable[[list[Run]], Run]] = {
     "epoch": summarize_epoch,
     "training": summarize_training,
+    "subsample": summarize_training,
     "job": summarize_job,
     "start": summarize_start,
     "limit": summarize_limit,
@@ -391,9 +383,10 @@ def measure_apart(part: str, settings: Run, folder: str) -> Run:
 
 def new_head() -> dict[str, Any]:
     """Return what must be equal for all measurements of a file."""
-    networks = {name: new_network(name) for name in (*NETWORKS, "Sprinter")}
+    networks = {name: new_network(name) for name in TIMED}
     config = {
         "job": as_plain(JOB),
+        "subsample": SUBSAMPLED.subsample,
         "parameters": {name: model.count_parameters(network) for name, network in networks.items()},
         "layers": {name: records.layers(network) for name, network in networks.items()},
     }
@@ -415,7 +408,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=list(MEASURE), help=f"of {', '.join(MEASURE)} (default: all)")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="of the parts epoch, training, start and peers (default 3)"
+        "--rounds", type=int, default=3, help="of the parts epoch, training, subsample, start and peers (default 3)"
     )
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds the job is run with (default 10)")
     parser.add_argument("--images", type=int, default=60_000, help="fewer only to try the script")
@@ -434,7 +427,7 @@ def main(arguments: list[str] | None = None) -> None:
     report = open_report(options.results, options.anew)
     with tempfile.TemporaryDirectory() as folder:
         unpack_mnist(Path(folder))
-        for part in (part for part in MEASURE if part in options.parts):  # training and job read what epoch found
+        for part in (part for part in MEASURE if part in options.parts):  # the next three read what epoch found
             planned = plan(part, report["runs"], options.rounds, options.seeds, options.images)
             for settings in tqdm(planned, desc=part, unit="run", disable=None):
                 if not any({"part": part, **settings}.items() <= run.items() for run in report["runs"]):

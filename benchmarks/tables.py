@@ -31,10 +31,14 @@ def read(name: str) -> Any:
 
 
 def read_results() -> list[dict[str, Any]]:
-    """Return the result files of MNIST, those with the most epochs first, in the order of ORDER."""
+    """Return the result files of MNIST, all images in each epoch, the most epochs first, in the order of ORDER."""
     reports = [read(path.stem) for path in RESULTS.glob("accuracy-*.json")]
-    reports = [report for report in reports if report.get("dataset", "mnist") == "mnist"]
+    reports = [report for report in reports if report.get("dataset", "mnist") == "mnist" and visits_all(report)]
     return sorted(reports, key=lambda report: (-report["epochs"], ORDER.index(report["network"])))
+
+
+def visits_all(report: dict[str, Any]) -> bool:
+    return report.get("config", {}).get("subsample", 1) == 1
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -76,6 +80,18 @@ def headline() -> str:
         f"A convolutional network of {net['parameters']:,} parameters reads MNIST's handwritten digits with "
         f"**{spread(finals(net))} %** test accuracy after {net['epochs']} epochs: mean and standard deviation of the "
         f"**final** epoch over {len(net['runs'])} seeds.{soon} Training uses MNIST's own images alone{duration}."
+        f"{quicker(read('speed'))}"
+    )
+
+
+def quicker(speed: dict[str, Any]) -> str:
+    """What the training with a share of the images takes and reaches, a sentence, if it was timed."""
+    if "subsample" not in speed:
+        return ""
+    report, seconds = read("accuracy-net-subsample"), median(speed["subsample"]["kit_s"])
+    return (
+        f" With [`subsample={report['config']['subsample']}`](docs/recipe.md#a-quicker-training) it takes "
+        f"{minutes(seconds)} and reaches {spread(finals(report))} %."
     )
 
 
@@ -119,18 +135,18 @@ def results_table() -> str:
         for report in read_results()
     ]
     head = ["network", "parameters", "epochs", "final test accuracy, %"]
-    return table(head, [*rows, views_row(), highest_published_row()])
+    subsampled = read("accuracy-net-subsample")
+    share = f"{subsampled['config']['subsample']:.0%} of the images".replace("%", " %")
+    label = f"`Net`, later epochs on [{share}](docs/results.md#later-epochs-on-a-share-of-the-images)"
+    rows.append(variant_row(label, subsampled))
+    label = "`Net`, tested by [five views](docs/results.md#five-views-of-each-image) of each image"
+    return table(head, [*rows, variant_row(label, read("views")), highest_published_row()])
 
 
-def views_row() -> list[str]:
-    """`Net` tested by five views of each image: a row of its own, since it is another test."""
-    report = read("views")
+def variant_row(label: str, report: dict[str, Any]) -> list[str]:
+    """`Net` trained or tested otherwise than by default: a row with a name of its own."""
     values = finals(report)
-    return [
-        "`Net`, tested by [five views](docs/results.md#five-views-of-each-image) of each image",
-        *start_of_row(report)[1:3],
-        f"{spread(values)}, {len(values)} seeds",
-    ]
+    return [label, *start_of_row(report)[1:3], f"{spread(values)}, {len(values)} seeds"]
 
 
 def highest_published_row() -> list[str]:
@@ -234,24 +250,39 @@ def repeated_table() -> str:
     )
 
 
-def views_table() -> str:
-    """`Net` tested by one view of each image and by five, over the seeds that both have."""
-    one, five = ({run["seed"]: run for run in read(name)["runs"]} for name in ("accuracy-net", "views"))
-    seeds = sorted(one.keys() & five.keys())
-    values = [[runs[seed]["test_accuracy"][-1] for seed in seeds] for runs in (one, five)]
-    names = ["one view", "five views, `ShiftedViews`"]
+def paired_table(head: str, names: list[str], reports: list[dict[str, Any]]) -> str:
+    """Two variants over the seeds that both have, and the mean difference of the pairs."""
+    one, other = ({run["seed"]: run for run in report["runs"]} for report in reports)
+    seeds = sorted(one.keys() & other.keys())
+    values = [[runs[seed]["test_accuracy"][-1] for seed in seeds] for runs in (one, other)]
     rows = [
         [name, str(len(seeds)), spread(accuracies), f"{min(accuracies):.2f} – {max(accuracies):.2f}"]
         for name, accuracies in zip(names, values, strict=True)
     ]
     change = paired_difference(*reversed(values))
-    same = sum(one[seed]["train_loss"] == five[seed]["train_loss"] for seed in seeds)
-    head = ["`Net`, tested by", "seeds", "final test accuracy, %: mean ± sd", "min – max"]
     return (
-        f"{table(head, rows)}\n\nThe difference of the pairs: {change.mean:+.3f} points, 95 % interval "
-        f"{change.low:+.3f} to {change.high:+.3f}. In {same} of the {len(seeds)} pairs the losses of training are the "
-        "same in every epoch."
+        f"{table([head, 'seeds', 'final test accuracy, %: mean ± sd', 'min – max'], rows)}\n\nThe difference of the "
+        f"pairs: {change.mean:+.3f} points, 95 % interval {change.low:+.3f} to {change.high:+.3f}."
     )
+
+
+def views_table() -> str:
+    """`Net` tested by one view of each image and by five."""
+    reports = [read("accuracy-net"), read("views")]
+    one, five = ({run["seed"]: run["train_loss"] for run in report["runs"]} for report in reports)
+    seeds = one.keys() & five.keys()
+    same = sum(one[seed] == five[seed] for seed in seeds)
+    return (
+        f"{paired_table('`Net`, tested by', ['one view', 'five views, `ShiftedViews`'], reports)} "
+        f"In {same} of the {len(seeds)} pairs the losses of training are the same in every epoch."
+    )
+
+
+def subsample_table() -> str:
+    """`Net` with all images in each epoch, and with a share of them in all but the first."""
+    reports = [read("accuracy-net"), read("accuracy-net-subsample")]
+    share = reports[1]["config"]["subsample"]
+    return paired_table("each epoch but the first visits", ["all images", f"`subsample={share}`"], reports)
 
 
 def field_entries() -> list[dict[str, Any]]:
@@ -460,7 +491,9 @@ def speed_rows(speed: dict[str, Any]) -> list[list[str]]:
         count, reached, epochs = len(job["kit_s"]), job["reached"], job["recipe"]["epochs"]
         first, accuracy = mean(job["usual_first_epoch_s"]), mean(job["usual_first_epoch_accuracies"])
         label = f"from the start of the process to {TARGET:.2f} %, `{job['network']}`: mean of {count} seeds"
-        kit = f"{mean(job['kit_s']):.1f} s; {reached} of {count} reached it within {epochs} epochs"
+        share = job["recipe"].get("subsample", 1)
+        later = f", all but the first on {100 * share:.0f} % of the images" if share < 1 else ""
+        kit = f"{mean(job['kit_s']):.1f} s; {reached} of {count} reached it within {epochs} epochs{later}"
         usual = f"the usual loop's first epoch: {first:.1f} s, at {accuracy:.2f} %"
         takes = f"takes {1 / job['ratio']:.1f} × as long as that epoch"
         rows.append([label, kit, usual, takes if reached == count else "not reached by all"])
@@ -502,7 +535,10 @@ def whole_training(speed: dict[str, Any]) -> list[str]:
     if (training := speed.get("training")) is None:
         return []
     seconds, threads = median(training["kit_s"]), in_words(f"{training['threads']} threads")
-    return [f"The whole default training of `Net` takes this kit {seconds:.0f} s with {threads}."]
+    also = ""
+    if "subsample" in speed:
+        also = f"; with `subsample={speed['config']['subsample']}`, {median(speed['subsample']['kit_s']):.0f} s"
+    return [f"The whole default training of `Net` takes this kit {seconds:.0f} s with {threads}{also}."]
 
 
 def speed_remarks(speed: dict[str, Any]) -> list[str]:

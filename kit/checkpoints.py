@@ -295,8 +295,8 @@ def _parts_of(value: Any) -> dict[Any, Any]:
         if isinstance(value, nn.Module):
             parts |= value._modules
         for cls in filter(lambda cls: is_own(cls.__module__), type(value).__mro__):
-            slots = [name for name in getattr(cls, "__slots__", ()) if hasattr(value, name)]
-            parts |= {name: getattr(value, name) for name in slots}
+            with contextlib.suppress(Exception):  # a slot that is empty, where `__getattr__` raises what it likes
+                parts |= {name: getattr(value, name, None) for name in getattr(cls, "__slots__", ())}
             parts |= {f"{cls.__name__}.{name}": item for name, item in vars(cls).items() if not name.startswith("__")}
             parts |= {f"{method.__name__}()": method for method in methods(cls)}
     return parts

@@ -62,13 +62,21 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
-def put(folder: Path, name: str, network: str, accuracies: list[float], epochs: int = 15, **more: object) -> None:
+def put(
+    folder: Path,
+    name: str,
+    network: str,
+    accuracies: list[float],
+    epochs: int = 15,
+    subsample: float = 1,
+    **more: object,
+) -> None:
     runs = [
         {"seed": seed, "test_accuracy": [90.0] * (epochs - 1) + [value], "test_loss": [0.03], **more}
         for seed, value in enumerate(accuracies)
     ]
     head = {"network": network, "parameters": 1234, "epochs": epochs, "train_images": 60000, "test_images": 10000}
-    records.write(folder / f"{name}.json", head | {"config": {"lr": 0.05}, "runs": runs})
+    records.write(folder / f"{name}.json", head | {"config": {"lr": 0.05, "subsample": subsample}, "runs": runs})
 
 
 def cells(markdown: str) -> list[list[str]]:
@@ -91,10 +99,15 @@ def test_results_come_in_order_with_mean_deviation_and_seeds(results):
     put_variants(results, "repeated", **{"its own recipe": (7758, [99.4, 99.5]), "this kit's": (7758, [99.5, 99.6])})
     put_published(results, (5000, 99.5), (7758, 99.63))
     put_variants(results, "views", five=(1234, [99.5, 99.6, 99.7]))
+    put(results, "accuracy-net-subsample", "Net", [99.3, 99.4, 99.5], subsample=0.3)
     assert cells(tables.results_table())[2:] == [
         ["`Net`", "1,234", "15", "**99.50 ± 0.10**, 3 seeds"],
         ["`Nano`", "1,234", "15", "**99.10 ± 0.14**, 2 seeds"],
         ["`Net`", "1,234", "5", "**98.20 ± 0.20**, 3 seeds"],
+        [
+            "`Net`, later epochs on [30 % of the images](docs/results.md#later-epochs-on-a-share-of-the-images)",
+            *["1,234", "15", "99.40 ± 0.10, 3 seeds"],
+        ],
         [
             "`Net`, tested by [five views](docs/results.md#five-views-of-each-image) of each image",
             *["7,758", "15", "99.60 ± 0.10, 3 seeds"],
@@ -127,6 +140,8 @@ def test_results_come_in_order_with_mean_deviation_and_seeds(results):
     assert tables.headline().endswith(f"about 3 {cores} (AVX512).")
     records.write(results / "speed.json", slower | {"epoch": {}, "training": {"kit_s": [360.0]}})
     assert tables.headline().endswith("own images alone.")
+    records.write(results / "speed.json", slower | {"epoch": {}, "subsample": {"kit_s": [30.0, 40.0, 80.0]}})
+    assert "it takes 40 seconds and reaches 99.40 ± 0.10 %" in tables.headline()
 
 
 def test_accuracy_row_computes_the_statistics_it_names():
@@ -221,6 +236,17 @@ def test_five_views_stand_beside_one_over_the_seeds_that_both_have(results):
     report["runs"][0]["train_loss"] = [0.2]
     records.write(results / "views.json", report)
     assert "In 1 of the 2 pairs" in tables.views_table()
+
+
+def test_a_share_of_the_images_stands_beside_all(results):
+    put(results, "accuracy-net", "Net", [99.5, 99.7, 90.0])
+    put(results, "accuracy-net-subsample", "Net", [99.4, 99.7], subsample=0.3)
+    text = tables.subsample_table()
+    assert cells(text)[2:4] == [
+        ["all images", "2", "99.60 ± 0.14", "99.50 – 99.70"],
+        ["`subsample=0.3`", "2", "99.55 ± 0.21", "99.40 – 99.70"],
+    ]
+    assert "-0.050 points, 95 % interval -0.685 to +0.585" in text
 
 
 def test_published_results_are_sorted_and_linked(results):
@@ -384,9 +410,9 @@ def test_a_loop_is_timed_epoch_by_epoch(loop, raw_mnist, threads):
 
 
 def test_the_job_trains_a_small_network_on_both_sides():
-    assert model.count_parameters(speed.Sprinter()) < 8000
+    assert model.count_parameters(speed.sprinter()) < 8000
     runs = [
-        {"part": "epoch", "network": "Net", "loop": loop, "threads": 2, "workers": workers, "seconds": [1.0, 2.0]}
+        {"part": "epoch", "network": "Sprinter", "loop": loop, "threads": 2, "workers": workers, "seconds": [1.0, 2.0]}
         for loop, workers in (("kit", 0), ("usual", 2))
     ]
     first, second = speed.plan("job", runs, rounds=1, seeds=1, images=100)
@@ -394,14 +420,15 @@ def test_the_job_trains_a_small_network_on_both_sides():
     assert (first["loop"], second["loop"], second["workers"]) == ("kit", "usual", 2)
 
 
-def test_the_default_training_is_timed_from_its_first_step_to_its_last():
+@pytest.mark.parametrize("part", ["training", "subsample"])
+def test_a_whole_training_is_timed_from_its_first_step_to_its_last(part):
     epoch = {"part": "epoch", "network": "Net", "loop": "kit", "workers": 0}
     runs = [epoch | {"threads": 2, "seconds": [1.0, 9.0]}, epoch | {"threads": 1, "seconds": [1.0, 5.0]}]
-    turns = speed.plan("training", runs, rounds=2, seeds=1, images=100)
+    turns = speed.plan(part, runs, rounds=2, seeds=1, images=100)
     assert [(turn["round"], turn["threads"], turn["network"]) for turn in turns] == [(0, 1, "Net"), (1, 1, "Net")]
-    assert speed.RECIPES["training"] == utils.Recipe()
+    assert speed.RECIPES[part] == utils.Recipe(subsample=0.3 if part == "subsample" else 1)
     timed = [turn | {"seconds": [2.0, 10.0, 20.0 + turn["round"]]} for turn in turns]
-    assert speed.summarize_training(timed) == {"threads": 1, "kit_s": [18.0, 19.0]}
+    assert speed.SUMMARIZE[part](timed) == {"threads": 1, "kit_s": [18.0, 19.0]}
 
 
 def test_each_side_of_the_epoch_gets_its_best_setting():
@@ -411,7 +438,7 @@ def test_each_side_of_the_epoch_gets_its_best_setting():
 
     runs = run("kit", 1, 0, 5, 2, 3) + run("kit", 2, 0, 4, 4, 1)
     runs += run("usual", 1, 0, 9, 9, 9) + run("usual", 2, 2, 8, 6, 7)
-    runs += [{**entry, "network": "Attempt2"} for entry in runs]
+    runs += [{**entry, "network": network} for network in ("Attempt2", "Sprinter") for entry in runs]
     section = speed.summarize_epoch(runs)
     assert (section["Net"]["kit"]["threads"], section["Net"]["kit_s"]) == (1, [5, 2, 3])
     assert (section["Net"]["usual"]["workers"], section["Net"]["usual_s"]) == (2, [8, 6, 7])

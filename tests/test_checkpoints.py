@@ -110,7 +110,7 @@ def test_the_last_losses_that_images_are_drawn_by_are_resumed_too(tmp_path, epoc
     whole = run(None, subsample=0.34)
     run(tmp_path / "net.pt", subsample=0.34, on_epoch=stop_after(epoch))
     assert_equal_to_the_bit(run(tmp_path / "net.pt", subsample=0.34), whole)
-    with pytest.raises(ValueError, match="train_batches.subsample: saved 0.34, now 0.67"):
+    with pytest.raises(ValueError, match=r"train_batches\.subsample: saved 0\.34, now 0\.67"):
         run(tmp_path / "net.pt", subsample=0.67)
 
 
@@ -631,8 +631,14 @@ def test_objects_with_attributes_of_their_own_making_do_no_harm(tmp_path):
     class Fails:
         __dict__ = property(lambda self: 1 / 0)
 
+    class Empty:
+        __slots__ = ("unset",)
+
+        def __getattr__(self, name):
+            raise KeyError(name)
+
     net = nn.Linear(5, 2)
-    net.answers, net.fails = Answers(), Fails()
+    net.answers, net.fails, net.empty = Answers(), Fails(), Empty()
     optimizer, loader = OPTIMIZERS["sgd"](net), DataLoader(Dataset(), 16)
     assert len(fit(net, loader, loader, optimizer=optimizer, epochs=1, checkpoint=tmp_path / "net.pt")) == 1
 
