@@ -1,6 +1,6 @@
-"""Test `Net` by five views of each image (test-time augmentation): benchmarks/results/views.json.
+"""Test `Net` by one view of each image and by five (test-time augmentation): benchmarks/results/views.json.
 
-The trainings are those of accuracy-net.json, the test alone differs. Runs that the file holds are not trained again.
+The trainings of both are the same, the test alone differs. Runs that the file holds are not trained again.
 
     python -m benchmarks.views
     python -m benchmarks.views --seeds 20-29
@@ -29,9 +29,13 @@ class NetByViews(nn.Module):
         return self.net(images) if self.training else self.views(images)
 
 
+NETWORKS = {"one view": model.Net, "five shifted views": NetByViews}
+
+
 def main() -> None:
     options = new_parser(__doc__, "20-39").parse_args()
-    variants: dict[str, Variant] = {"five shifted views": (NetByViews, replace(utils.Recipe(), epochs=options.epochs))}
+    recipe = replace(utils.Recipe(), epochs=options.epochs)
+    variants: dict[str, Variant] = {name: (network, recipe) for name, network in NETWORKS.items()}
     measure(options.results / "views.json", variants, load("mnist"), options)
 
 
