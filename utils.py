@@ -229,16 +229,17 @@ class Batches:
     augment: called as augment(images, generator), images from 0 to 1; None for none.
     augment_epochs: augment this many epochs only; None for all. `fit` sets the epoch, other loops call `set_epoch`.
     shuffle: visit the images in a new random order in every pass.
-    subsample: the share of the images that each pass but the first visits, in whole batches, 1 for all. They are drawn
-        with probabilities in proportion to their last losses, so that little time goes to what is learnt already
-        (online batch selection; Loshchilov and Hutter, 2016). `fit` sets the epoch and notes the losses; other loops
-        call `set_epoch` and, after each batch, `note_losses`.
+    subsample: the share of the images that each pass but the first visits, rounded to whole batches, at least one; 1
+        for all. They are drawn with probabilities in proportion to their last losses, so that little time goes to what
+        is learnt already (after the online batch selection of Loshchilov and Hutter, 2016, who draw by rank). `fit`
+        sets the epoch and notes the losses; other loops call `set_epoch` and, after each batch, `note_losses`. To
+        measure training images, use other `Batches` without it.
     drop_last: leave out a last batch smaller than `batch_size`; BatchNorm cannot always train on a single image.
     device: None takes `get_device()`.
     seed: determines the order, what is drawn and the augmentation; None draws one.
 
-    With `subsample` below 1, the attribute `losses` (N,) holds the last loss of each image, log(K) for K classes before
-    the first.
+    With `subsample` below 1, the attribute `losses` (N,) holds the last cross-entropy of each image, log(K) for K
+    classes before the first.
 
     After `start_distributed` each process gets its share of every batch. With `shuffle` or `augment`, a last batch
     with fewer images than processes is left out. Otherwise every image comes exactly once, and a process without a
@@ -281,7 +282,8 @@ class Batches:
             raise
         self._statistics = statistics_on(self.device, data)
         if self.subsample < 1:
-            self.losses = torch.full((len(data),), math.log(len(data.classes)), device=self.device)
+            first = math.log(len(data.classes))
+            self.losses = torch.full((len(data),), first, dtype=torch.float32, device=self.device)
         self._batch = torch.empty(0, dtype=torch.int64, device=self.device)  # the images of the batch last given
 
     def __len__(self) -> int:
@@ -312,10 +314,11 @@ class Batches:
         if self.subsample == 1:
             return
         labels = self._labels[self._batch]
-        if not is_classification(logits, labels):
+        classes = len(self.data.classes)
+        if not is_classification(logits, labels) or logits.shape[1] < classes:
             raise ValueError(
-                f"subsample is {self.subsample}, which needs one row of logits (N, K) for each image, but they are "
-                f"{tuple(logits.shape)} for {len(labels)} images; give subsample=1"
+                f"subsample is {self.subsample}, which needs logits (N, K) with K of at least {classes}, the number of "
+                f"classes, but they are {tuple(logits.shape)} for {len(labels)} images; give subsample=1"
             )
         logits = logits.detach().to(self.device, torch.float32)  # the network may be on another device
         self.losses[self._batch] = F.cross_entropy(logits, labels, reduction="none")
@@ -350,7 +353,8 @@ class Batches:
         count = self._images_in(self.epoch)
         order = torch.randperm(count, generator=self.generator, device="cpu")
         if count < len(self.data):  # a little is added so that an image without loss can be drawn as well
-            order = torch.multinomial(self.losses.cpu() + 1e-4, count, generator=self.generator)[order]
+            losses = from_first(self.losses.cpu)  # they differ if the last pass ended before its last batch
+            order = torch.multinomial(losses + 1e-4, count, generator=self.generator)[order]
         draws.manual_seed(int(torch.randint(2**62, (), generator=self.generator, device="cpu")) + rank)
         return order if self.shuffle else in_order, draws
 
@@ -379,8 +383,8 @@ def train_epoch(
 
     `model` returns logits (N, K) for inputs (N, ...); labels are (N,). Other shapes are trained on as well if
     `criterion` accepts them; the accuracy is then NaN. A module that is in eval mode while `model` is in train mode
-    stays so: frozen BatchNorm keeps its statistics. `scheduler` is stepped after every batch. `progress` names a
-    progress bar.
+    stays so: frozen BatchNorm keeps its statistics. `scheduler` is stepped after every batch, and `note_losses` of
+    `batches`, where there is one, called with its logits. `progress` names a progress bar.
     Raises TypeError for a batch that is no pair of tensors, ValueError for an empty batch or wrong shapes,
     NonFiniteLoss if the loss is NaN or infinite: before the step is taken on the CPU, within 50 batches on other
     devices or with several processes; and after the last step if a weight is.
@@ -497,9 +501,10 @@ def fit(
     """Train `model` for `epochs` passes over `train_batches`, testing after each; return what was measured.
 
     Batches are any re-iterable of (inputs, labels), a DataLoader included; where they, or their sampler, have a
-    `set_epoch`, it is called before each epoch with its number, counted from 0. `scheduler` is stepped after every
-    "batch" or "epoch", as `scheduler_step` says; a ReduceLROnPlateau after every epoch, with the test loss.
-    `on_epoch(history)` is called after each epoch. `verbose` shows a bar and prints a line per epoch.
+    `set_epoch`, it is called before each epoch with its number, counted from 0; where `train_batches` has a
+    `note_losses`, it is called with the logits of each batch. `scheduler` is stepped after every "batch" or "epoch", as
+    `scheduler_step` says; a ReduceLROnPlateau after every epoch, with the test loss. `on_epoch(history)` is called
+    after each epoch. `verbose` shows a bar and prints a line per epoch.
 
     With `average` above 0, the weights that are tested, and that `model` has after each epoch, are their moving
     average over about that share of the steps so far (see `WeightAverage`). Training goes on from the last weights,
@@ -608,8 +613,8 @@ class Recipe:
     augment: random changes to the training images, called as augment(images, generator); None for none.
     plain_epochs: the number of last epochs that are not augmented, so that BatchNorm's statistics match the test
         images; at least `epochs` means that no epoch is augmented.
-    subsample: the share of the images that each epoch but the first visits; the higher the last loss of an image, the
-        more often it comes (see `Batches`). 1 for all.
+    subsample: the share of the images that each epoch but the first visits; the higher the last cross-entropy of an
+        image, the more often it comes (see `Batches`). 1 for all.
     optimizer: called as optimizer(params, lr=lr): a class, or functools.partial(torch.optim.SGD, momentum=0.9).
     lr: the peak learning rate.
     schedule: called as schedule(optimizer, steps, warmup); its step() is called after every batch.
@@ -658,7 +663,8 @@ class Recipe:
     def arguments(self, model: nn.Module, steps_per_epoch: float) -> dict[str, Any]:
         """Return the arguments of `fit` for `model`, to train on batches of your own, such as a DataLoader.
 
-        steps_per_epoch: the number of batches in an epoch; the mean if epochs differ.
+        steps_per_epoch: the number of batches in an epoch, such as len(loader). Where epochs differ, their mean:
+            batches.steps(epochs) / epochs for `Batches` with `subsample`.
 
         Example: fit(net, loader, test_loader, **Recipe().arguments(net, len(loader)))
         """

@@ -11,10 +11,10 @@ growth   the time of an epoch for more images, of a step for wider networks
 profile  where the time of a training step of Net goes
 peers    a training step of Net and Attempt2 in other frameworks (benchmarks/peers.py)
 
-Kit and usual loop (benchmarks/usual.py) train the same network with the same recipe; each has its best number of
-threads, and the usual loop its best number of workers. Every measurement is a process of its own; the sides take
-turns. Each is written down as it ends, so the same command continues an interrupted run. Nothing else should run on
-the machine.
+Kit and usual loop (benchmarks/usual.py) train the same network with the same recipe; only in the part job, the usual
+loop has neither an average of the weights nor a share of the images. Each has its best number of threads, and the
+usual loop its best number of workers. Every measurement is a process of its own; the sides take turns. Each is written
+down as it ends, so the same command continues an interrupted run. Nothing else should run on the machine.
 
     python -m benchmarks.speed                  # everything: about 50 minutes on two cores
     python -m benchmarks.speed epoch limit      # some parts
@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -54,7 +55,7 @@ Run = dict[str, Any]  # one measurement: its part, its settings, its figures
 TARGET = 99.40
 AFFINE = utils.Augment(elastic=0)  # what the usual loop does as well
 GENTLE = utils.Augment(rotation=10, translation=0.06, scale=0.1, shear=6, elastic=0)
-# Chosen on validation images. The usual loop has no average of the weights.
+# Chosen on validation images. The usual loop has neither an average of the weights nor a share of the images.
 JOB = dataclasses.replace(utils.Recipe(), epochs=7, augment=GENTLE, plain_epochs=1, subsample=0.4, lr=0.08)
 SEEDS = 1020  # the first of the job's seeds, which nothing was chosen with
 NETWORKS = ["Net", "Attempt2"]  # of the part peers; the part epoch has the job's as well
@@ -72,7 +73,7 @@ def new_network(name: str) -> nn.Module:
 def sprinter() -> nn.Module:
     """Return the network of the job, chosen on validation images.
 
-    `Net` without the blocks at half the side of the image, where they take most of the time, and wider ones at a
+    `Net` without the blocks at half the side of the image, where they take most of the time, and with wider ones at a
     quarter.
     """
     return model.Net(stem=16, early=(), late=(48, 48, 48))
@@ -113,6 +114,11 @@ def measure_loop(
         accuracies = [usual_epoch(net, *loaders, arguments["optimizer"], arguments["scheduler"])]
         clock.append(time.monotonic())
     return {"clock": clock, "accuracies": accuracies, "peak_mb_above_imports": peak_megabytes() - imports}
+
+
+def measure_round(part: str, round: int, **settings: Any) -> Run:
+    """Train as `measure_loop` does, with the number of the round as the seed."""
+    return measure_loop(part, seed=round, **settings)
 
 
 class FirstStep(Exception):
@@ -223,10 +229,8 @@ def measure_profile() -> Run:
 
 
 MEASURE: dict[str, Callable[..., Run]] = {
-    "epoch": lambda **settings: measure_loop("epoch", seed=settings.pop("round"), **settings),
-    "training": lambda **settings: measure_loop("training", seed=settings.pop("round"), **settings),
-    "subsample": lambda **settings: measure_loop("subsample", seed=settings.pop("round"), **settings),
-    "job": lambda **settings: measure_loop("job", **settings),
+    **{part: partial(measure_round, part) for part in ("epoch", "training", "subsample")},
+    "job": partial(measure_loop, "job"),
     "start": lambda round: measure_start(),
     "limit": measure_limit,
     "growth": measure_growth,

@@ -87,7 +87,7 @@ def headline() -> str:
 
 def quicker(speed: dict[str, Any]) -> str:
     """What the training with a share of the images takes and reaches, a sentence, if it was timed."""
-    if "subsample" not in speed:
+    if "subsample" not in speed or earlier_layers(speed, ["Net"]):
         return ""
     report, seconds = read("accuracy-net-subsample"), median(speed["subsample"]["kit_s"])
     return (
@@ -189,8 +189,11 @@ def accuracy_table() -> str:
 
 
 def fashion_table() -> str:
+    """`Net` on Fashion-MNIST, with all images and with a share of them, beside published networks."""
     head = ["Fashion-MNIST", "parameters", "epochs", "seeds", "final test accuracy, %: mean ± sd", "min – max"]
-    rows = [accuracy_row(read("accuracy-net-fashion"))[:6]]
+    whole, subsampled = (read(f"accuracy-net-{variant}") for variant in ("fashion", "fashion-subsample"))
+    rows = [accuracy_row(report)[:6] for report in (whole, subsampled)]
+    rows[1][0] += f", `subsample={subsampled['config']['subsample']}`"
     published = [[cited(peer), "", "", peer["note"], f"{peer['accuracy']}", ""] for peer in read("published-fashion")]
     return table(head, rows + published)
 

@@ -295,8 +295,9 @@ def _parts_of(value: Any) -> dict[Any, Any]:
         if isinstance(value, nn.Module):
             parts |= value._modules
         for cls in filter(lambda cls: is_own(cls.__module__), type(value).__mro__):
-            with contextlib.suppress(Exception):  # a slot that is empty, where `__getattr__` raises what it likes
-                parts |= {name: getattr(value, name, None) for name in getattr(cls, "__slots__", ())}
+            for name in getattr(cls, "__slots__", ()):
+                with contextlib.suppress(Exception):  # an empty slot, where `__getattr__` raises what it likes
+                    parts[name] = getattr(value, name)
             parts |= {f"{cls.__name__}.{name}": item for name, item in vars(cls).items() if not name.startswith("__")}
             parts |= {f"{method.__name__}()": method for method in methods(cls)}
     return parts
@@ -471,7 +472,8 @@ def _plain_batches(batches: Any) -> Any:
     if not isinstance(batches, DataLoader):
         if isinstance(batches, list | tuple) or not hasattr(batches, "__dict__"):
             return as_plain(batches)
-        public = {key: value for key, value in vars(batches).items() if not key.startswith("_")}
+        drawn_by = {"losses"} if hasattr(batches, "note_losses") else set()  # saved, but no setting
+        public = {key: value for key, value in vars(batches).items() if not key.startswith("_") and key not in drawn_by}
         return _plain_parts(batches, public | {"data": _plain_data(getattr(batches, "data", None))})
     dataset = batches.dataset
     options = ("batch_size", "drop_last", "num_workers", "collate_fn", "worker_init_fn", "generator")
@@ -486,7 +488,7 @@ def _plain_batches(batches: Any) -> Any:
 
 def _plain_parts(owner: Any, attributes: dict[str, Any], *known: Any) -> dict[str, Any]:
     """The class and attributes of what yields batches or indices, without its position and place."""
-    constant = {key: value for key, value in attributes.items() if key not in ("epoch", "device", "losses")}
+    constant = {key: value for key, value in attributes.items() if key not in ("epoch", "device")}
     if not hasattr(owner, "__dict__"):
         return as_plain(owner)
     return {"class": name_of(type(owner))} | as_plain(constant, (owner, *known))

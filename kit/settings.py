@@ -64,8 +64,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
 
 def real_number(name: str, value: Any, most: float = math.inf) -> float:
     """Return `value`, of Python or NumPy, as a float; raise ValueError unless it is finite and from 0 to `most`."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= most or math.isinf(value):
+    if not _is_finite(value) or not 0 <= value <= most:
         limits = "of at least 0" if math.isinf(most) else f"from 0 to {most}"
         raise ValueError(f"{name} is {value!r}; expected a finite number {limits}")
     return float(value)
@@ -73,9 +72,14 @@ def real_number(name: str, value: Any, most: float = math.inf) -> float:
 
 def positive_number(name: str, value: Any, most: float = math.inf) -> float:
     """Return `value` as `real_number` does; raise ValueError for 0 as well."""
-    if (number := real_number(name, value, most)) == 0:
-        raise ValueError(f"{name} is 0; expected a number above 0{'' if math.isinf(most) else f' and at most {most}'}")
-    return number
+    if not _is_finite(value) or not 0 < value <= most:
+        limit = "" if math.isinf(most) else f" and at most {most}"
+        raise ValueError(f"{name} is {value!r}; expected a finite number above 0{limit}")
+    return float(value)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def checksum(*parts: Any) -> str:

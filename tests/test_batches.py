@@ -128,6 +128,16 @@ def test_without_losses_for_most_images_the_share_is_still_full():
     assert len(set(noted(batches, lambda label: 0))) == 20
 
 
+def test_losses_are_noted_whatever_the_default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        batches = utils.Batches(random_data(), 16, shuffle=True, subsample=0.5)
+        next(iter(batches))
+        batches.note_losses(torch.zeros(16, 10))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_draws_are_the_same_for_the_same_seed():
     def passes(seed):
         batches = utils.Batches(numbered(60), 8, shuffle=True, subsample=0.4, augment=utils.Augment(), seed=seed)
@@ -140,14 +150,15 @@ def test_draws_are_the_same_for_the_same_seed():
 
 def test_subsample_refuses_what_it_cannot_do():
     for value in (0, 1.5, math.nan, True):
-        with pytest.raises(ValueError, match=f"subsample is {value}; expected"):
+        with pytest.raises(ValueError, match=f"subsample is {value}; expected a finite number above 0 and at most 1"):
             utils.Batches(random_data(), shuffle=True, subsample=value)
     with pytest.raises(ValueError, match=r"subsample is 0\.5 and shuffle is False"):
         utils.Batches(random_data(), subsample=0.5)
     batches = utils.Batches(random_data(), 16, shuffle=True, subsample=0.5)
     next(iter(batches))
-    with pytest.raises(ValueError, match=r"needs one row of logits .* are \(16, 10, 1, 1\) for 16 images"):
-        batches.note_losses(torch.zeros(16, 10, 1, 1))
+    for shape in ((16, 10, 1, 1), (16, 1), (16, 2), (4, 10)):  # one logit for two classes: binary cross-entropy
+        with pytest.raises(ValueError, match=rf"K of at least 10, .* are \({', '.join(map(str, shape))}\) for 16"):
+            batches.note_losses(torch.zeros(shape))
     utils.Batches(random_data(), 16, shuffle=True).note_losses(torch.zeros(16, 10, 1, 1))  # nobody draws by them
 
 

@@ -631,16 +631,37 @@ def test_objects_with_attributes_of_their_own_making_do_no_harm(tmp_path):
     class Fails:
         __dict__ = property(lambda self: 1 / 0)
 
-    class Empty:
-        __slots__ = ("unset",)
+    class HalfEmpty:
+        __slots__ = ("own", "unset")
 
         def __getattr__(self, name):
             raise KeyError(name)
 
     net = nn.Linear(5, 2)
-    net.answers, net.fails, net.empty = Answers(), Fails(), Empty()
+    net.answers, net.fails, net.half = Answers(), Fails(), HalfEmpty()
+    net.half.own = torch.Generator()
     optimizer, loader = OPTIMIZERS["sgd"](net), DataLoader(Dataset(), 16)
     assert len(fit(net, loader, loader, optimizer=optimizer, epochs=1, checkpoint=tmp_path / "net.pt")) == 1
+    (saved,) = utils.load_checkpoint(tmp_path / "net.pt")["generators"]
+    assert any("half" in name and "own" in name for name in saved)
+
+
+def test_losses_of_your_own_batches_are_a_setting_as_any_other(tmp_path):
+    class Own:
+        def __init__(self, losses):
+            self.losses = losses
+
+        def __iter__(self):
+            yield torch.ones(4, 5), torch.zeros(4, dtype=torch.int64)
+
+    def train(losses):
+        net = nn.Linear(5, 2)
+        return fit(net, Own(losses), Own("test"), optimizer=OPTIMIZERS["sgd"](net), epochs=1, checkpoint=path)
+
+    path = tmp_path / "net.pt"
+    train("one")
+    with pytest.raises(ValueError, match=r"train_batches\.losses: saved 'one', now 'two'"):
+        train("two")
 
 
 @pytest.mark.parametrize("kind", ["Noisy", "Method", "Called", "OfClass", "Slotted", "default", "by_global", "unset"])

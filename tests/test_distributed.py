@@ -130,6 +130,16 @@ def non_finite_in_one(folder: Path):
         return str(error), len(error.history)
 
 
+def after_a_pass_left_early(folder: Path):
+    """The labels that this process sees in a pass drawn by losses that only this process knows."""
+    images = utils.ImageData(torch.zeros(64, 1, 8, 8, dtype=torch.uint8), torch.arange(64), mean=(0,), std=(1,))
+    batches = utils.Batches(images, 16, shuffle=True, subsample=0.5, seed=0)
+    for _ in zip(range(2), batches, strict=False):
+        batches.note_losses(torch.randn(8, 64))
+    batches.set_epoch(1)
+    return [label for _, labels in batches for label in labels.tolist()]
+
+
 def damaged(folder: Path):
     (folder / "net.pt").write_bytes(b"nothing")
     try:
@@ -185,6 +195,7 @@ def two(tmp_path_factory):
         stopped_by_the_first,
         stopped_within_an_epoch,
         non_finite_in_one,
+        after_a_pass_left_early,
         damaged,
     )
     results = together(folder, 2, *jobs)
@@ -239,6 +250,11 @@ def test_a_non_finite_loss_in_one_process_ends_all(two):
     assert two["non_finite_in_one"][0] == two["non_finite_in_one"][1]
     said, epochs = two["non_finite_in_one"][0]
     assert said.startswith("epoch 1: the loss is nan at batch 50") and epochs == 0
+
+
+def test_after_a_pass_left_early_all_processes_draw_the_same_images(two):
+    first, second = two["after_a_pass_left_early"]
+    assert len(first) == len(second) == 16 and not {*first} & {*second}  # 32 images of one draw, each once
 
 
 def test_a_damaged_checkpoint_ends_all_processes(two):
