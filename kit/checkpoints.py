@@ -183,7 +183,7 @@ def _snapshot(run: Run) -> dict[str, Any]:
         "history": dataclasses.asdict(run.history),
         "average": run.average.state_dict() if run.average is not None else None,
         "criteria": [criterion.state_dict() for criterion in _modules_of(run.criteria)],
-        "losses": _losses_of(run),
+        "losses": _losses_of(run.train_batches),
     }
     return {key: _without_numpy(item) for key, item in state.items()} | {"generators": from_all(_random_states(run))}
 
@@ -198,7 +198,7 @@ def _restore(run: Run, state: dict[str, Any]) -> list[str]:
         run.average.load_state_dict(state["average"])
     for criterion, saved in zip(_modules_of(run.criteria), state.get("criteria", []), strict=False):
         criterion.load_state_dict(saved)
-    if (losses := _losses_of(run)) is not None:
+    if (losses := _losses_of(run.train_batches)) is not None:
         losses.copy_(state["losses"])
     for field in dataclasses.fields(run.history):
         getattr(run.history, field.name)[:] = state["history"][field.name]
@@ -213,10 +213,10 @@ def _modules_of(criteria: dict[str, Any]) -> list[nn.Module]:
     return [criterion for criterion in criteria.values() if isinstance(criterion, nn.Module)]
 
 
-def _losses_of(run: Run) -> Tensor | None:
-    """The last loss of each training image, where `Batches` draws by it."""
-    losses = getattr(run.train_batches, "losses", None)
-    return losses if isinstance(losses, Tensor) and hasattr(run.train_batches, "note_losses") else None
+def _losses_of(batches: Any) -> Tensor | None:
+    """The last loss of each image, where `Batches` draws by it: saved with the run, but no setting."""
+    losses = getattr(batches, "losses", None)
+    return losses if isinstance(losses, Tensor) and hasattr(batches, "note_losses") else None
 
 
 def _without_numpy(state: Any) -> Any:
@@ -472,8 +472,9 @@ def _plain_batches(batches: Any) -> Any:
     if not isinstance(batches, DataLoader):
         if isinstance(batches, list | tuple) or not hasattr(batches, "__dict__"):
             return as_plain(batches)
-        drawn_by = {"losses"} if hasattr(batches, "note_losses") else set()  # saved, but no setting
-        public = {key: value for key, value in vars(batches).items() if not key.startswith("_") and key not in drawn_by}
+        public = {key: value for key, value in vars(batches).items() if not key.startswith("_")}
+        if _losses_of(batches) is not None:
+            public.pop("losses", None)  # it may be a property
         return _plain_parts(batches, public | {"data": _plain_data(getattr(batches, "data", None))})
     dataset = batches.dataset
     options = ("batch_size", "drop_last", "num_workers", "collate_fn", "worker_init_fn", "generator")
