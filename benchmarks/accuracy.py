@@ -4,7 +4,7 @@ The settings are those of `utils.Recipe`, chosen on validation images (ablation.
 training images, and the test accuracy of the FINAL epoch counts. Seeds that the file holds are not trained again;
 a file with other settings is refused.
 
-    python -m benchmarks.accuracy Net --seeds 0-9
+    python -m benchmarks.accuracy Net --seeds 20-39 --results runs/again     # repeat what a file holds
     python -m benchmarks.accuracy Net --seeds 0-9 --epochs 5 --variant 5-epochs
     python -m benchmarks.accuracy Net --seeds 20-39 --subsample 0.3 --variant subsample
     python -m benchmarks.accuracy Net --seeds 0-4 --dataset fashion-mnist --variant fashion
@@ -105,6 +105,8 @@ def measure(path: Path, variants: dict[str, Variant], data: Data, options: argpa
     for name, variant in variants.items():
         if seeds := tuple(seed for seed in options.seeds if (name, seed) not in runs):
             missing.setdefault(seeds, {})[name] = variant
+    if not missing:
+        print(f"{path} holds all of these runs, so none is trained. To repeat them, give --results another folder.")
     done = []
     with joblib.parallel_config("dask", scheduler_host=options.dask) if options.dask else nullcontext():
         for seeds, chosen in missing.items():

@@ -72,16 +72,16 @@ def headline() -> str:
         for speed in (read("speed"), *other_speeds())
         if "training" in speed and not earlier_layers(speed, ["Net"])
     ]
-    duration = f" and takes about {' or '.join(times)}" if times else ""
+    duration = f"That takes about {' or '.join(times)}." if times else ""
     lowest = map(min, zip(*(run["test_accuracy"] for run in net["runs"]), strict=True))  # over the seeds
     steady = 1 + max((epoch for epoch, value in enumerate(lowest, 1) if value < TARGET), default=0)
     seeds = f"all {len(net['runs'])} seeds are at or above {TARGET:.2f} %"
     soon = f" From epoch {steady} on, {seeds}." if steady <= net["epochs"] else ""
     return (
-        f"A convolutional network of {net['parameters']:,} parameters reads MNIST's handwritten digits with "
-        f"**{spread(finals(net))} %** test accuracy after {net['epochs']} epochs: mean and standard deviation of the "
-        f"**final** epoch over {len(net['runs'])} seeds.{soon} Training uses MNIST's own images alone{duration}."
-        f"{quicker(read('speed'))}"
+        f"A convolutional network with {net['parameters']:,} parameters reaches **{spread(finals(net))} %** test "
+        f"accuracy on MNIST's handwritten digits after {net['epochs']} epochs: mean and standard deviation of the "
+        f"**final** epoch over {len(net['runs'])} seeds.{soon} It is trained on the MNIST training images alone. "
+        f"{duration}{quicker(read('speed'))}"
     )
 
 
@@ -97,8 +97,8 @@ def quicker(speed: dict[str, Any]) -> str:
 
 
 def minutes(seconds: float) -> str:
-    """Say about how long that is, in minutes from a minute and a half on."""
-    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+    """Say about how long that is, to the next ten seconds, in minutes from two minutes on."""
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{round(seconds, -1):.0f} seconds"
 
 
 def epochs_table() -> str:
@@ -143,7 +143,7 @@ def results_table() -> str:
     label = "`Net`, tested by [five views](docs/results.md#five-views-of-each-image) of each image"
     one, five = (of_variant(read("views"), name) for name in ("one view", "five shifted views"))
     *cells, accuracy = variant_row(label, five)
-    rows.append([*cells, f"{accuracy}; the same trainings by one view: {spread(finals(one))}"])
+    rows.append([*cells, f"{accuracy}; the same runs by one view: {spread(finals(one))}"])
     return table(head, [*rows, highest_published_row()])
 
 
@@ -159,7 +159,7 @@ def highest_published_row() -> list[str]:
     first = next(iter(repeated["variants"]))
     values = finals(of_variant(repeated, first))
     return [
-        f"[the highest published]({published['place']}), trained again by its own recipe",
+        f"[the highest published result found]({published['place']}), trained again by its own recipe",
         f"{repeated['parameters']:,}",
         str(repeated["epochs"]),
         f"{spread(values)}, {len(values)} seeds; published: {published['accuracy']:.2f}, one run",
@@ -177,7 +177,7 @@ def accuracy_row(report: dict[str, Any]) -> list[str]:
         f"**{mean(values):.2f}** ± {stdev(values):.2f}",
         f"{min(values):.2f} – {max(values):.2f}",
         f"{mean(values) - half:.3f} – {mean(values) + half:.3f}",
-        f"{p:.1g}" if p >= 1e-4 else "< 0.0001",
+        f"{p:.2g}" if p >= 1e-4 else "< 0.0001",
         f"{mean(min(run['test_accuracy'][-5:]) for run in report['runs']):.2f}",
     ]
 
@@ -368,15 +368,15 @@ def is_clear(figures: dict[str, Any]) -> bool:
 
 def parts_text() -> str:
     """Which changes to the recipe clearly raise the loss, and how many do not: two sentences."""
-    rows = [row for row in ablation_summary()[1:] if row["loss"]["difference"]]
+    baseline, *others = ablation_summary()
+    rows = [row for row in others if row["loss"]["difference"]]
     changes = {row["variant"]: row["loss"]["difference"]["mean"] for row in rows}
     worse = [row["variant"] for row in rows if is_clear(row["loss"]) and changes[row["variant"]] > 0]
-    first, *others = [name for name in changes if name not in worse]
     seeds = min(row["accuracy"]["difference"]["pairs"] for row in rows)
     return (
-        f"Over {seeds} paired seeds, these changes clearly raise the validation loss of `Net`: "
-        f"{'; '.join(f'{name} ({changes[name]:+.4f})' for name in worse)}. "
-        f"Changes without a clear rise: {1 + len(others)}; the largest is {changes[first]:+.4f}, for “{first}”."
+        f"Over {seeds} seeds, only these changes clearly raise the validation loss of `Net`, which is "
+        f"{baseline['loss']['mean']:.4f}: {'; '.join(f'{name} ({changes[name]:+.4f})' for name in worse)}. "
+        f"Other changes tried, without a clear rise: {len(changes) - len(worse)}."
     )
 
 
@@ -400,7 +400,8 @@ def attempts_table() -> str:
         return f"{spread(finals(report))} % over {len(report['runs'])} seeds, {report['parameters']:,} parameters"
 
     gain = mean(finals(attempt2)) - published["accuracy"]
-    share, points = nano["parameters"] / net["parameters"], mean(finals(net)) - mean(finals(nano))
+    share = f"{100 * nano['parameters'] / net['parameters']:.0f} %"
+    points = mean(finals(net)) - mean(finals(nano))
     rows = [
         [
             "`Attempt2` as published",
@@ -430,7 +431,7 @@ def attempts_table() -> str:
             "`Nano`",
             "99.4 % with the fewest parameters",
             outcome(nano),
-            f"Narrower blocks, a stem at full resolution: {share:.0%} of `Net`'s parameters for {points:.2f} points.",
+            f"Narrower blocks, a stem at full resolution: {share} of `Net`'s parameters for {points:.2f} points.",
         ],
     ]
     return table(["attempt", "target", "result", "analysis"], rows)
@@ -452,7 +453,7 @@ def speed_text() -> str:
     speed = read("speed")
     versions = speed["versions"]
     where = f"{named(speed['machine'])}; Python {versions['python']}, torch {versions['torch']}."
-    head = ["", "this kit", "the other side", "ratio"]
+    head = ["", "this kit", "compared with", "ratio"]
     lines = [" ".join([where, *whole_training(speed)]), *earlier_layers(speed, ORDER)]
     for other in other_speeds():
         lines.append(" ".join([other_machine(other), *whole_training(other), *earlier_layers(other, ORDER)]))
@@ -501,7 +502,8 @@ def speed_rows(speed: dict[str, Any]) -> list[list[str]]:
         label = f"from the start of the process to {TARGET:.2f} %, `{job['network']}`: mean of {count} seeds"
         share = job["recipe"].get("subsample", 1)
         later = f", all but the first on {100 * share:.0f} % of the images" if share < 1 else ""
-        kit = f"{mean(job['kit_s']):.1f} s; {reached} of {count} reached it within {epochs} epochs{later}"
+        times = f"{mean(job['kit_s']):.1f} s ({min(job['kit_s']):.1f} to {max(job['kit_s']):.1f} s)"
+        kit = f"{times}; {reached} of {count} reached it within {epochs} epochs{later}"
         usual = f"the usual loop's first epoch: {first:.1f} s, at {accuracy:.2f} %"
         takes = f"takes {1 / job['ratio']:.1f} × as long as that epoch"
         rows.append([label, kit, usual, takes if reached == count else "not reached by all"])
@@ -580,7 +582,7 @@ def faults_text() -> str:
     faults = read("faults")
     return (
         f"Of {faults['kills']} kills at random moments, {faults['resumes']} came after a finished epoch, and the "
-        f"training resumed from it; the other {faults['kills'] - faults['resumes']} trainings began again. "
+        f"training resumed from it; the other {faults['kills'] - faults['resumes']} began again. "
         f"Finished epochs lost: {faults['lost_epochs']}; checkpoints unreadable: {faults['unreadable']}. Of the "
         f"{faults['whole_runs']} runs that finished, {faults['whole_runs_equal']} equal an uninterrupted one, to the "
         "bit."
@@ -612,7 +614,8 @@ def handwriting_text() -> str:
     rows = [["MNIST's own image, not prepared", f"{report['original']:.1f}"]]
     rows += [[condition, f"{percent:.1f}"] for condition, percent in report["read"].items()]
     remark = (
-        f"`{report['network']}`, {report['images']:,} {report['split']} digits of MNIST, each turned into a picture "
-        f"under each condition. Pictures that are refused count as misread: {sum(report['refused'].values())} were."
+        f"One `{report['network']}`, trained once; {report['images']:,} {report['split']} digits of MNIST, each drawn "
+        "as a picture under each condition. None of these pictures is a real photo. Pictures that are refused count "
+        f"as misread: {sum(report['refused'].values())} were."
     )
     return table(["condition", "read correctly, %"], rows) + "\n\n" + remark

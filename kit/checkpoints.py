@@ -40,7 +40,7 @@ from kit.runtime import (
     rank_and_world,
     write_atomically,
 )
-from kit.settings import as_plain, captured_by, differences, incomparable, name_of, names_in
+from kit.settings import as_plain, captured_by, differences, incomparable, name_of, names_in, slots_of
 
 _SEAL = b"KITSHA01"  # a checkpoint is torch.save's bytes, this mark and the SHA-256 of those bytes
 
@@ -292,12 +292,10 @@ def _parts_of(value: Any) -> dict[Any, Any]:
         left_out = ("_iterator", "_modules", "_parameters", "_buffers")
         with contextlib.suppress(Exception):  # objects without attributes, or with a `__dict__` of their own making
             parts = {key: item for key, item in vars(value).items() if key not in left_out}
+        parts |= slots_of(value)
         if isinstance(value, nn.Module):
             parts |= value._modules
         for cls in filter(lambda cls: is_own(cls.__module__), type(value).__mro__):
-            for name in getattr(cls, "__slots__", ()):
-                with contextlib.suppress(Exception):  # an empty slot, where `__getattr__` raises what it likes
-                    parts[name] = getattr(value, name)
             parts |= {f"{cls.__name__}.{name}": item for name, item in vars(cls).items() if not name.startswith("__")}
             parts |= {f"{method.__name__}()": method for method in methods(cls)}
     return parts

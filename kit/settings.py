@@ -223,6 +223,18 @@ def captured_by(function: types.FunctionType) -> dict[str, Any]:
     return captured
 
 
+def slots_of(value: Any) -> dict[str, Any]:
+    """Return what the slots of `value` hold, by name, without the empty ones."""
+    held = {}
+    for kind in type(value).__mro__:
+        slots = vars(kind).items() if "__slots__" in vars(kind) else ()
+        for name, slot in slots:
+            if isinstance(slot, types.MemberDescriptorType):
+                with contextlib.suppress(AttributeError):  # empty; `getattr` would call `__getattr__`
+                    held[name] = slot.__get__(value)
+    return held
+
+
 class Names(NamedTuple):
     """What a piece of code and the functions within it name."""
 
@@ -291,11 +303,8 @@ def _plain_object(value: Any, plain: Any) -> dict[str, Any]:
     elif isinstance(value, nn.Module):
         public = {key: item for key, item in vars(value).items() if not key.startswith("_")}
         attributes = public | dict(value.state_dict()) | dict(value.named_children())
-    elif hasattr(value, "__dict__"):
-        attributes = vars(value)
-    else:
-        slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-        if not slots:
-            return described | {NOT_COMPARED: True}
-        attributes = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    elif type(value).__dictoffset__:  # `hasattr` would call `__getattr__`
+        attributes = vars(value) | slots_of(value)
+    elif not (attributes := slots_of(value)):
+        return described | {NOT_COMPARED: True}
     return described | {key: plain(item) for key, item in attributes.items()}

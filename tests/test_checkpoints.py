@@ -608,6 +608,14 @@ class Slotted:
         self.own = torch.Generator().manual_seed(1)
     def __call__(self, images, generator):
         return drawn(images, self.own)
+class Private(Slotted):
+    __slots__ = "__hidden"
+    def __init__(self):
+        self.__hidden = torch.Generator().manual_seed(1)
+    def __call__(self, images, generator):
+        return drawn(images, self.__hidden)
+    def __getattr__(self, name):
+        raise KeyError(name)
 def default(images, generator, own=torch.Generator().manual_seed(1)):
     return drawn(images, own)
 GLOBAL = torch.Generator().manual_seed(1)
@@ -664,7 +672,9 @@ def test_losses_of_your_own_batches_are_a_setting_as_any_other(tmp_path):
         train("two")
 
 
-@pytest.mark.parametrize("kind", ["Noisy", "Method", "Called", "OfClass", "Slotted", "default", "by_global", "unset"])
+@pytest.mark.parametrize(
+    "kind", ["Noisy", "Method", "Called", "OfClass", "Slotted", "Private", "default", "by_global", "unset"]
+)
 @pytest.mark.filterwarnings("ignore:checkpoint. whether these are still the same")
 def test_a_generator_is_found_wherever_it_is(tmp_path, kind):
     def train(path, **arguments):
@@ -673,7 +683,7 @@ def test_a_generator_is_found_wherever_it_is(tmp_path, kind):
         utils.seed_everything(0)
         net = nn.Sequential(user["Noisy"]()) if kind == "Noisy" else nn.Sequential(nn.Flatten(), nn.Linear(400, 10))
         made = {"Noisy": None, "Method": user["Method"]().apply, "unset": user["unset"]()}
-        made |= {name: user[name]() for name in ("Called", "OfClass", "Slotted")}
+        made |= {name: user[name]() for name in ("Called", "OfClass", "Slotted", "Private")}
         augment = made.get(kind, user.get(kind))
         batches = utils.Batches(small_data(), 16, augment=augment, shuffle=True, seed=0)
         optimizer = OPTIMIZERS["sgd"](net)
