@@ -132,7 +132,7 @@ def test_results_come_in_order_with_mean_deviation_and_seeds(results):
     ]
     put(results, "accuracy-net", "Net", [99.3, 99.5, 99.7])
     assert "From epoch" not in tables.headline()
-    assert (tables.minutes(44), tables.minutes(119), tables.minutes(150.1)) == ("40 seconds", "120 seconds", "3 minutes")
+    assert [*map(tables.minutes, (44, 119, 150.1))] == ["40 seconds", "120 seconds", "3 minutes"]
     cores = "minutes on 2 cores of an AMD EPYC"
     assert f"about 3 {cores} (AVX512) or 6 {cores} (AVX2)." in headline
 
