@@ -72,7 +72,7 @@ def headline() -> str:
         for speed in (read("speed"), *other_speeds())
         if "training" in speed and not earlier_layers(speed, ["Net"])
     ]
-    duration = f"That takes about {' or '.join(times)}." if times else ""
+    duration = f", in about {' or '.join(times)}" if times else ""
     lowest = map(min, zip(*(run["test_accuracy"] for run in net["runs"]), strict=True))  # over the seeds
     steady = 1 + max((epoch for epoch, value in enumerate(lowest, 1) if value < TARGET), default=0)
     seeds = f"all {len(net['runs'])} seeds are at or above {TARGET:.2f} %"
@@ -80,8 +80,8 @@ def headline() -> str:
     return (
         f"A convolutional network with {net['parameters']:,} parameters reaches **{spread(finals(net))} %** test "
         f"accuracy on MNIST's handwritten digits after {net['epochs']} epochs: mean and standard deviation of the "
-        f"**final** epoch over {len(net['runs'])} seeds.{soon} It is trained on the MNIST training images alone. "
-        f"{duration}{quicker(read('speed'))}"
+        f"**final** epoch over {len(net['runs'])} seeds.{soon} It is trained on the MNIST training images alone{duration}."
+        f"{quicker(read('speed'))}"
     )
 
 

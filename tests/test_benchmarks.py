@@ -140,7 +140,7 @@ def test_results_come_in_order_with_mean_deviation_and_seeds(results):
     records.write(results / "speed-avx2.json", slower | {"epoch": {}, "training": {"kit_s": [360.0]}})
     assert tables.headline().endswith(f"about 3 {cores} (AVX512).")
     records.write(results / "speed.json", slower | {"epoch": {}, "training": {"kit_s": [360.0]}})
-    assert tables.headline().endswith("own images alone.")
+    assert tables.headline().endswith("training images alone.")
     subsample = {"epoch": {}, "subsample": {"kit_s": [30.0, 40.0, 80.0]}}
     records.write(results / "speed.json", slower | subsample)  # of earlier layers
     assert "seconds" not in tables.headline()
