@@ -80,8 +80,8 @@ def headline() -> str:
     return (
         f"A convolutional network with {net['parameters']:,} parameters reaches **{spread(finals(net))} %** test "
         f"accuracy on MNIST's handwritten digits after {net['epochs']} epochs: mean and standard deviation of the "
-        f"**final** epoch over {len(net['runs'])} seeds.{soon} It is trained on the MNIST training images alone{duration}."
-        f"{quicker(read('speed'))}"
+        f"**final** epoch over {len(net['runs'])} seeds.{soon} It is trained on the MNIST training images alone"
+        f"{duration}.{quicker(read('speed'))}"
     )
 
 
