@@ -15,7 +15,7 @@ from typing import Any
 import model
 import utils
 from benchmarks import records
-from kit.comparisons import summarize
+from kit.comparisons import LEVEL, summarize
 from kit.settings import as_plain
 from kit.statistics import paired_difference
 
@@ -590,6 +590,9 @@ def faults_text() -> str:
 
 
 def compare_text() -> str:
+    """How often `compare` called equal variants different, how often chance does, and whether it found a difference."""
+    from scipy import stats
+
     check = read("compare")
     equal, worse = check["equal"], check["no augmentation"]
     called = sum(comparison["clear"] for comparison in equal)
@@ -597,15 +600,18 @@ def compare_text() -> str:
     changes = [comparison["accuracy"]["mean"] for comparison in equal]
     error = stdev(changes) / len(changes) ** 0.5
     loss = worse["loss"]
+    chance = stats.binom.sf(called - 1, len(equal), LEVEL)
     since = "" if check.get("config") == as_plain(utils.Recipe()) else " The recipe has been changed since."
     return (
         f"Two equal variants were called different in {called} of {len(equal)} repetitions ({len(equal[0]['seeds'])} "
         f"seeds, {equal[0]['epochs']} epochs, {equal[0]['train_images']:,} training and "
         f"{equal[0]['test_images']:,} validation images each); over all repetitions the second differed by "
-        f"{mean(changes):+.2f} ± {error:.2f} points (standard error). Between the recipe and the same without "
-        f"augmentation it found {found} difference: {loss['mean']:+.4f} in loss, 95 % interval {loss['low']:+.4f} to "
-        f"{loss['high']:+.4f} ({len(worse['seeds'])} seeds, {worse['epochs']} epochs, {worse['train_images']:,} "
-        f"training and {worse['test_images']:,} validation images).{since}"
+        f"{mean(changes):+.2f} ± {error:.2f} points (standard error). Chance alone calls 1 in {1 / LEVEL:.0f} "
+        f"different, and {called} or more of {len(equal)} with a probability of {chance:.2f}.\n\n"
+        f"Between the recipe and the same without augmentation it found {found} difference: {loss['mean']:+.4f} in "
+        f"loss, 95 % interval {loss['low']:+.4f} to {loss['high']:+.4f} ({len(worse['seeds'])} seeds, "
+        f"{worse['epochs']} epochs, {worse['train_images']:,} training and {worse['test_images']:,} validation "
+        f"images).{since}"
     )
 
 

@@ -211,6 +211,7 @@ def test_the_text_on_compare_counts_false_alarms_and_averages_the_changes(result
     text = tables.compare_text()
     assert "called different in 1 of 4 repetitions (2 seeds" in text
     assert "the second differed by +0.20 ± 0.07 points (standard error)" in text  # 0.1414 / sqrt(4)
+    assert "1 in 20 different, and 1 or more of 4 with a probability of 0.19" in text  # 1 - 0.95 ** 4
     assert "found a clear difference: +0.0170 in loss, 95 % interval +0.0130 to +0.0210" in text
     assert text.endswith("The recipe has been changed since.")
     records.write(results / "compare.json", report | {"config": as_plain(utils.Recipe())})
