@@ -44,7 +44,7 @@ from kit.checkpoints import (
     tidy_options,
     try_folder,
 )
-from kit.data import ImageData, as_tensors, normalise, split, statistics_on, to_floats
+from kit.data import ImageData, as_tensors, normalise, refuse_other_scale, split, statistics_on, to_floats
 from kit.digits import prepare_digit
 from kit.export import export_onnx
 from kit.history import (
@@ -93,7 +93,7 @@ from kit.runtime import (
     sum_over_processes,
     train_mode,
 )
-from kit.settings import positive_number, real_number, whole_number
+from kit.settings import positive_number, real_number, refuse_uncallable, whole_number
 from kit.views import ShiftedViews
 
 __all__ = [
@@ -264,6 +264,8 @@ class Batches:
             raise TypeError(f"data is {type(data).__name__}; expected ImageData: as_tensors(dataset) makes it")
         self.data, self.augment, self.shuffle, self.drop_last = data, augment, shuffle, drop_last
         self.batch_size = whole_number("batch_size", batch_size, 1)
+        if augment is not None:
+            refuse_uncallable("augment", augment)
         if augment_epochs is not None:
             augment_epochs = whole_number("augment_epochs", augment_epochs, 0)
         self.augment_epochs, self.epoch = augment_epochs, 0
@@ -381,10 +383,10 @@ def train_epoch(
 ) -> Metrics:
     """Train `model` for one pass over `batches`; the metrics are those seen on the way, augmentation included.
 
-    `model` returns logits (N, K) for inputs (N, ...); labels are (N,). Other shapes are trained on as well if
-    `criterion` accepts them; the accuracy is then NaN. A module that is in eval mode while `model` is in train mode
-    stays so: frozen BatchNorm keeps its statistics. `scheduler` is stepped after every batch, and `note_losses` of
-    `batches`, where there is one, called with its logits. `progress` names a progress bar.
+    `model` returns logits (N, K) for inputs (N, ...); labels are (N,). Other shapes, or a single logit, are trained on
+    as well if `criterion` accepts them; the accuracy is then NaN. A module that is in eval mode while `model` is in
+    train mode stays so: frozen BatchNorm keeps its statistics. `scheduler` is stepped after every batch, and
+    `note_losses` of `batches`, where there is one, called with its logits. `progress` names a progress bar.
     Raises TypeError for a batch that is no pair of tensors, ValueError for an empty batch or wrong shapes,
     NonFiniteLoss if the loss is NaN or infinite: before the step is taken on the CPU, within 50 batches on other
     devices or with several processes; and after the last step if a weight is.
@@ -500,7 +502,7 @@ def fit(
 ) -> History:
     """Train `model` for `epochs` passes over `train_batches`, testing after each; return what was measured.
 
-    Batches are any re-iterable of (inputs, labels), a DataLoader included; where they, or their sampler, have a
+    Batches are any re-iterable of (inputs, labels), a DataLoader included; where they, or their samplers, have a
     `set_epoch`, it is called before each epoch with its number, counted from 0; where `train_batches` has a
     `note_losses`, it is called with the logits of each batch. `scheduler` is stepped after every "batch" or "epoch", as
     `scheduler_step` says; a ReduceLROnPlateau after every epoch, with the test loss. `on_epoch(history)` is called
@@ -513,8 +515,9 @@ def fit(
     With `checkpoint`, a file, every finished epoch is saved, after `on_epoch`, and the same call goes on after the
     last one saved, to the bit as if it had never stopped (on the CPU). A run whose data or settings differ is
     refused, with a list of the differences; so is a DataLoader with persistent_workers, whose random numbers cannot
-    be saved. A warning names what cannot be compared, and code (of the network, augmentation and so on) that has been
-    edited since. `recipe`, the one that the arguments were made from, is stored with these settings.
+    be saved. What training changes in plain attributes of your own objects, a counter for instance, is not saved. A
+    warning names such changes, what cannot be compared, and code (of the network, augmentation and so on) that has
+    been edited since. `recipe`, the one that the arguments were made from, is stored with these settings.
 
     Ctrl-C, or KeyboardInterrupt from `on_epoch`, ends the training; while `on_epoch` runs, Ctrl-C waits for it and a
     second one does not. In a notebook `fit` then returns the history of
@@ -581,10 +584,16 @@ def fit(
 
 
 def _check_parameters(model: nn.Module, criterion: Criterion, optimizer: Optimizer) -> None:
-    """Raise ValueError if `optimizer` would train another network alone."""
+    """Raise ValueError if `optimizer` would train another network alone, or `criterion` apart in each process."""
     device_of(model)  # raises TypeError for no network
-    modules = [model, *([criterion] if isinstance(criterion, nn.Module) else [])]  # a criterion may learn as well
-    own = {id(parameter) for module in modules for parameter in module.parameters()}
+    learning = [*criterion.parameters()] if isinstance(criterion, nn.Module) else []  # a criterion may learn as well
+    own = {id(parameter) for parameter in model.parameters()}
+    if rank_and_world()[1] > 1 and any(weight.requires_grad and id(weight) not in own for weight in learning):
+        raise ValueError(
+            "criterion has weights of its own, which each of several processes would train apart; make it a part of "
+            "model, or train in one process"
+        )
+    own |= {id(parameter) for parameter in learning}
     if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
         raise ValueError(
             "optimizer holds no parameter of model, which it would leave as it is; make it from the parameters of "
@@ -593,10 +602,11 @@ def _check_parameters(model: nn.Module, criterion: Criterion, optimizer: Optimiz
 
 
 def _set_epoch(batches: Any, epoch: int) -> None:
-    """Tell `batches`, or the sampler of a DataLoader, which epoch comes: as torch's DistributedSampler wants it."""
-    for owner in (batches, getattr(batches, "sampler", None)):
-        if owner is not None and hasattr(owner, "set_epoch"):
-            owner.set_epoch(epoch)
+    """Tell `batches`, or the samplers of a DataLoader, which epoch comes: as torch's DistributedSampler wants it."""
+    by_batch = getattr(batches, "batch_sampler", None)  # given to a DataLoader, it holds the sampler that counts
+    owners = [batches, getattr(batches, "sampler", None), by_batch, getattr(by_batch, "sampler", None)]
+    for owner in {id(owner): owner for owner in owners if hasattr(owner, "set_epoch")}.values():
+        owner.set_epoch(epoch)
 
 
 # ------------------------------------------------------------------------------------------- The default recipe
@@ -647,13 +657,10 @@ class Recipe:
             object.__setattr__(self, name, real_number(name, getattr(self, name), most))
         for name, limit in {"lr": math.inf, "subsample": 1}.items():
             object.__setattr__(self, name, positive_number(name, getattr(self, name), limit))
-        for name in ("augment", "optimizer", "schedule", "criterion", "test_criterion"):
+        for name in ("optimizer", "schedule", "criterion", "augment", "test_criterion"):
             value = getattr(self, name)
-            optional = name in ("augment", "test_criterion")
-            if not callable(value) and not (value is None and optional):
-                raise TypeError(f"{name} is {value!r}; expected something to call{', or None' if optional else ''}")
-            if isinstance(value, type) and name not in ("optimizer", "schedule"):
-                raise TypeError(f"{name} is the class {value.__name__}; expected an object of it: {value.__name__}()")
+            if value is not None or name not in ("augment", "test_criterion"):
+                refuse_uncallable(name, value, or_class=name in ("optimizer", "schedule"))
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -733,8 +740,8 @@ def predict(model: nn.Module, images: Tensor, *, data: ImageData | None = None) 
 
     With `data`, any part of the data set that `model` was trained on, images are normalised with its mean and std,
     exactly as `Batches` does: uint8 from 0 to 255, or floats on the scale of `data` (0 to 1 where `data` is uint8).
-    Without `data`, images must be floats that are normalised already. Raises ValueError for other images, TypeError
-    if they are no tensor.
+    Without `data`, images must be floats that are normalised already. Raises ValueError for other images and for a
+    model with fewer than two logits, TypeError if images are no tensor.
     """
     if not isinstance(images, Tensor):
         raise TypeError(
@@ -746,6 +753,8 @@ def predict(model: nn.Module, images: Tensor, *, data: ImageData | None = None) 
         raise ValueError(f"{found}; expected uint8 or floats of shape (N, C, H, W) or (C, H, W)")
     if images.dtype == torch.uint8 and data is None:
         raise ValueError("images are uint8 and data is None; give data=train, whose statistics normalise them")
+    if data is not None:
+        refuse_other_scale("images", images, data)
     if data is not None and images.shape[-3] != len(data.mean):
         found = f"images have the shape {tuple(images.shape)}, {images.shape[-3]} channels"
         raise ValueError(f"{found}; expected {len(data.mean)} as in data; grey images (N, H, W) need unsqueeze(1)")
@@ -754,7 +763,12 @@ def predict(model: nn.Module, images: Tensor, *, data: ImageData | None = None) 
     with eval_mode(model), torch.no_grad():
         for part in (images[None] if images.ndim == 3 else images).split(1000):
             part = to_floats(part.to(device, non_blocking=True))
-            logits = model(part if statistics is None else normalise(part, *statistics))
+            # A copy: the first layer may work in place, and the images are somebody else's.
+            logits = model(part.clone() if statistics is None else normalise(part, *statistics))
+            if logits.ndim < 2 or logits.shape[1] < 2:
+                raise ValueError(
+                    f"model returned {tuple(logits.shape)}; expected (N, K), a logit for each of K classes"
+                )
             probabilities.append(logits.softmax(1))
     together = torch.cat(probabilities).cpu()
     return together[0] if images.ndim == 3 else together

@@ -118,13 +118,20 @@ def measure(path: Path, variants: dict[str, Variant], data: Data, options: argpa
     runs |= {(run["variant"], run["seed"]): rounded(run) for run in done if "error" not in run}
     order = list(result["variants"])
     ordered = [runs[key] for key in sorted(runs, key=lambda key: (order.index(key[0]), key[1]))]
+    if not ordered:  # stopped, or all failed: nothing that a table could show
+        sys.exit("\n".join(failure(run) for run in failed) or "No run is finished: the same command trains them.")
     versions = {"torch": sorted({run["torch"] for run in ordered})}
     write(path, result | {"versions": versions, "runs": ordered})
     if len(variants) > 1:
         described = {name: {"recipe": as_plain(recipe)} for name, (_, recipe) in variants.items()}
-        print(Comparison(described, options.seeds, {}, [run for run in ordered if run["variant"] in variants]))
+        shown = [run for run in ordered if run["variant"] in variants]
+        print(Comparison(described, sorted({run["seed"] for run in shown}), {}, shown))
     if failed:
-        sys.exit("\n".join(f"{run['variant']}, seed {run['seed']}, failed: {run['error']}" for run in failed))
+        sys.exit("\n".join(failure(run) for run in failed))
+
+
+def failure(run: dict[str, Any]) -> str:
+    return f"{run['variant']}, seed {run['seed']}, failed: {run['error']}"
 
 
 def rounded(run: dict[str, Any]) -> dict[str, Any]:

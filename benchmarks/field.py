@@ -67,6 +67,8 @@ def _check_entries(entries: Sequence[dict[str, Any]]) -> None:
     for entry in entries:
         if missing := {"name", "parameters", "accuracy", "kind"} - set(entry):
             raise ValueError(f"entries: {entry} lacks {', '.join(sorted(missing))}; add it")
+        if not all(isinstance(entry[name], int | float) for name in ("parameters", "accuracy")):
+            raise ValueError(f"entries: {entry} has parameters or accuracy that are no number")
         if entry["kind"] not in KINDS:
             raise ValueError(f"entries: {entry['name']} has kind {entry['kind']!r}, expected one of {', '.join(KINDS)}")
         if not (entry["parameters"] > 0 and 0 <= entry["accuracy"] <= 100):

@@ -33,12 +33,9 @@ def read(name: str) -> Any:
 def read_results() -> list[dict[str, Any]]:
     """Return the result files of MNIST, all images in each epoch, the most epochs first, in the order of ORDER."""
     reports = [read(path.stem) for path in RESULTS.glob("accuracy-*.json")]
-    reports = [report for report in reports if report.get("dataset", "mnist") == "mnist" and visits_all(report)]
+    reports = [report for report in reports if report.get("dataset", "mnist") == "mnist" and report["runs"]]
+    reports = [report for report in reports if report.get("config", {}).get("subsample", 1) == 1]
     return sorted(reports, key=lambda report: (-report["epochs"], ORDER.index(report["network"])))
-
-
-def visits_all(report: dict[str, Any]) -> bool:
-    return report.get("config", {}).get("subsample", 1) == 1
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -61,8 +58,15 @@ def of_variant(report: dict[str, Any], variant: str) -> dict[str, Any]:
     return report | {"runs": [run for run in report["runs"] if run["variant"] == variant]}
 
 
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.2f} ± {stdev(values):.2f}"
+def deviation(values: list[float]) -> float | None:
+    """The standard deviation; None for a single value, which has none."""
+    return stdev(values) if len(values) > 1 else None
+
+
+def spread(values: list[float], bold: str = "") -> str:
+    """Mean ± standard deviation, the mean between `bold`; of a single run its value alone."""
+    sd = deviation(values)
+    return f"{bold}{mean(values):.2f}{bold}" + ("" if sd is None else f" ± {sd:.2f}")
 
 
 def headline() -> str:
@@ -169,15 +173,16 @@ def highest_published_row() -> list[str]:
 def accuracy_row(report: dict[str, Any]) -> list[str]:
     from scipy import stats
 
-    values = finals(report)
-    half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
-    p = stats.ttest_1samp(values, TARGET, alternative="greater").pvalue
+    values, certain = finals(report), ["", ""]
+    if (sd := deviation(values)) is not None:
+        half = stats.t.ppf(0.975, len(values) - 1) * sd / len(values) ** 0.5
+        p = stats.ttest_1samp(values, TARGET, alternative="greater").pvalue
+        certain = [f"{mean(values) - half:.3f} – {mean(values) + half:.3f}", f"{p:.2g}" if p >= 1e-4 else "< 0.0001"]
     return [
         *start_of_row(report),
-        f"**{mean(values):.2f}** ± {stdev(values):.2f}",
+        spread(values, "**"),
         f"{min(values):.2f} – {max(values):.2f}",
-        f"{mean(values) - half:.3f} – {mean(values) + half:.3f}",
-        f"{p:.2g}" if p >= 1e-4 else "< 0.0001",
+        *certain,
         f"{mean(min(run['test_accuracy'][-5:]) for run in report['runs']):.2f}",
     ]
 
@@ -235,7 +240,7 @@ def frontier_table() -> str:
         smaller = [peer["accuracy"] for peer in published if peer["parameters"] <= size]
         best = f"{max(smaller):.2f}" if smaller else ""
         spans = f"{min(values):.2f} – {max(values):.2f}"
-        rows.append([name, f"{size:,}", str(len(values)), f"**{mean(values):.2f}** ± {stdev(values):.2f}", spans, best])
+        rows.append([name, f"{size:,}", str(len(values)), spread(values, "**"), spans, best])
     head = ["stem / early / late", "parameters", "seeds", "final test accuracy, %: mean ± sd", "min – max"]
     return table([*head, "best published run of at most that size"], rows)
 
@@ -300,7 +305,7 @@ def field_entries() -> list[dict[str, Any]]:
             "name": report["network"],
             "parameters": report["parameters"],
             "accuracy": mean(finals(report)),
-            "spread": stdev(finals(report)),
+            "spread": deviation(finals(report)),
             "kind": "ours",
         }
         for report in read_results()
@@ -314,7 +319,7 @@ def field_entries() -> list[dict[str, Any]]:
     family: list[dict[str, Any]] = []
     for name, size, values in frontier_sizes():  # the frontier itself: sizes that no smaller network reaches
         if not family or mean(values) > family[-1]["accuracy"]:
-            entry = {"name": name, "parameters": size, "accuracy": mean(values), "spread": stdev(values)}
+            entry = {"name": name, "parameters": size, "accuracy": mean(values), "spread": deviation(values)}
             family.append(entry | {"kind": "family"})
     return ours + published + family
 
@@ -331,7 +336,7 @@ def ablation_summary() -> list[dict[str, Any]]:
     report = read("ablation")
     settings = {name: {"recipe": report["config"] | own} for name, own in report["variants"].items()}
     baseline, *others = summarize(settings, report["runs"])
-    return [baseline, *sorted(others, key=lambda row: -row["loss"]["mean"])]
+    return [baseline, *sorted((row for row in others if row["seeds"]), key=lambda row: -row["loss"]["mean"])]
 
 
 def ablation_table() -> str:
@@ -339,7 +344,8 @@ def ablation_table() -> str:
     for row in ablation_summary():
         cells = [row["variant"]]
         for measure, digits in (("loss", 4), ("accuracy", 2)):
-            cells.append(f"{row[measure]['mean']:.{digits}f} ± {row[measure]['sd']:.{digits}f}")
+            sd = row[measure]["sd"]
+            cells.append(f"{row[measure]['mean']:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}"))
             cells.append(interval(row[measure]["difference"], digits))
         rows.append([*cells, judged(row)])
     head = ["variant", "validation loss", "change, 95 % interval", "validation accuracy, %", "change, 95 % interval"]

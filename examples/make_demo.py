@@ -36,6 +36,11 @@ def main() -> None:
 
     state = _load(arguments.checkpoint)
     data = state.get("data") or _mnist_statistics()
+    if not data.get("unit_scale", True):
+        raise SystemExit(
+            f"{arguments.checkpoint}: its training images are floats on a scale of their own, but what is drawn on the "
+            "page is from 0 to 1. Train on uint8 images, or on floats from 0 to 1."
+        )
     network = getattr(model, arguments.network)(in_channels=len(data["mean"]), num_classes=len(data["classes"]))
     try:
         network.load_state_dict(state["model"])

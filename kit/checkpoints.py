@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import enum
 import functools
 import hashlib
 import io
@@ -29,7 +30,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from kit.averaging import WeightAverage
-from kit.data import ImageData
+from kit.data import ImageData, on_unit_scale
 from kit.fingerprint import code_checksums, is_own, methods
 from kit.runtime import (
     device_of,
@@ -90,11 +91,24 @@ class Run(NamedTuple):
 
 
 def save_run(run: Run, settings: dict[str, Any], path: str | Path) -> None:
-    """Save the state of `run`, with the random states of all processes; the first process writes the file."""
+    """Save the state of `run`, with the random states of all processes; the first process writes the file.
+
+    After the first epoch a warning names settings that have changed since, which a resumed run would start with anew.
+    """
     state = _snapshot(run) | {"settings": settings, "data": _statistics_of(run.train_batches)}
     from_first(lambda: save_checkpoint(path, state))
     if len(run.history) == 1:  # what cannot be read back must be known before the training goes on
         from_first(lambda: load_checkpoint(path) and None)
+        now = _described(run)
+        changed = differences({name: settings[name] for name in now}, now)
+        moved = [line for line in changed if ".initial_seed: " not in line]  # the state of a generator is saved
+        if moved and rank_and_world()[0] == 0:
+            warnings.warn(
+                "checkpoint: these changed during the first epoch and are not saved, so a run that is resumed does not "
+                "go on exactly; keep what counts in a buffer of the network (register_buffer), or leave checkpoint "
+                "out:\n  " + "\n  ".join(moved).replace(": saved ", ": was "),
+                stacklevel=3,
+            )
 
 
 def try_folder(path: str | Path) -> None:
@@ -233,7 +247,8 @@ def _statistics_of(batches: Any) -> dict[str, Any] | None:
     data = getattr(batches, "data", None)
     if not isinstance(data, ImageData):
         return None
-    return {"images": len(data), "mean": list(data.mean), "std": list(data.std), "classes": list(data.classes)}
+    described = {"images": len(data), "mean": list(data.mean), "std": list(data.std), "classes": list(data.classes)}
+    return described | {"unit_scale": on_unit_scale(data.images)}
 
 
 # ------------------------------------------------------------------------------------------------ Random states
@@ -260,25 +275,33 @@ def _generators_of(run: Run) -> dict[str, Any]:
     return generators
 
 
+_GENERATOR = torch.Generator | numpy.random.Generator | numpy.random.RandomState | random.Random
+
+
 def _generators_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     """The random generators in `value`, its attributes and their parts, each with the path that leads to it."""
+    return ((place, part) for place, part in _reached_from(value, path, seen) if isinstance(part, _GENERATOR))
+
+
+def _reached_from(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """`value`, its attributes and their parts, each once, with the path that leads to it; those in `seen` are left."""
     waiting = [(value, path, 0)]
     while waiting:
         value, path, depth = waiting.pop()
         if id(value) in seen or depth > _DEEP:
             continue
         seen.add(id(value))
-        if isinstance(value, torch.Generator | numpy.random.Generator | numpy.random.RandomState | random.Random):
-            yield path, value
-        else:
-            parts = _parts_of(value).items()
-            waiting += [(part, f"{path}.{key}", depth + 1) for key, part in reversed(parts)]
+        yield path, value
+        parts = _parts_of(value).items()
+        waiting += [(part, f"{path}.{key}", depth + 1) for key, part in reversed(parts)]
 
 
 def _parts_of(value: Any) -> dict[Any, Any]:
-    """What `value` may hold or read a random generator in, by name."""
+    """What `value` may hold or read a random generator, or code, in, by name."""
     parts: dict[Any, Any] = {}
-    if isinstance(value, types.FunctionType):
+    if isinstance(value, _GENERATOR):
+        pass
+    elif isinstance(value, types.FunctionType):
         parts = _read_by(value)
     elif isinstance(value, types.MethodType):
         parts = {"self": value.__self__, "function": value.__func__}
@@ -370,24 +393,31 @@ def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
                 "DataLoader persistent_workers=False, or leave checkpoint out"
             )
     known = (run.model, run.optimizer)
-    settings |= {name: _untrained(criterion, known) for name, criterion in run.criteria.items()}
-    described = {
-        "model": _plain_model(run.model),
-        "optimizer": _plain_optimizer(run),
-        "scheduler": _plain_scheduler(run.scheduler, run.optimizer),
-        "train_batches": _plain_batches(run.train_batches),
-        "test_batches": _plain_batches(run.test_batches),
+    described = _described(run) | {
         "processes": rank_and_world()[1],
         "code": _code(run),
         **{name: as_plain(value, known) for name, value in settings.items()},
     }
-    if (unknown := incomparable(described)) and rank_and_world()[0] == 0:
+    if (unknown := _incomparable_in(run.model) + incomparable(described)) and rank_and_world()[0] == 0:
         warnings.warn(
             "checkpoint: whether these are still the same when the run is resumed cannot be checked, so keep them "
             f"the same: {', '.join(unknown)}",
             stacklevel=3,
         )
     return described
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """The settings of the parts of `run`."""
+    known = (run.model, run.optimizer)
+    return {
+        "model": _plain_model(run.model),
+        "optimizer": _plain_optimizer(run),
+        "scheduler": _plain_scheduler(run.scheduler, run.optimizer),
+        "train_batches": _plain_batches(run.train_batches),
+        "test_batches": _plain_batches(run.test_batches),
+        **{name: as_plain(_untrained(criterion, known), known) for name, criterion in run.criteria.items()},
+    }
 
 
 def _untrained(criterion: Any, known: tuple[nn.Module, Optimizer]) -> Any:
@@ -407,14 +437,12 @@ def _untrained(criterion: Any, known: tuple[nn.Module, Optimizer]) -> Any:
 
 def _plain_model(model: nn.Module) -> dict[str, Any]:
     """Its modules with their plain attributes, its parameters' shapes, and what the user has frozen."""
-    modules, plain = {}, bool | int | float | str | list | tuple | dict | types.FunctionType | None
+    modules = {}
     for name, module in model.named_modules():
-        attributes = {key: value for key, value in vars(module).items() if not key.startswith("_")}
-        attributes = {
-            key: value for key, value in attributes.items() if isinstance(value, plain) and not _made_by_torch(value)
-        }
-        attributes["training"] = module.training or not model.training  # a frozen module says False
-        modules[name or "all"] = {"class": name_of(type(module))} | as_plain(attributes, tuple(model.modules()))
+        public = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        public["training"] = module.training or not model.training  # a frozen module says False
+        compared = {key: value for key, value in public.items() if _is_setting(value)}
+        modules[name or "all"] = {"class": name_of(type(module))} | as_plain(compared, tuple(model.modules()))
     return {
         "modules": modules,
         "parameters": {
@@ -424,6 +452,27 @@ def _plain_model(model: nn.Module) -> dict[str, Any]:
     }
 
 
+_SETTING = bool | int | float | str | list | tuple | dict | numpy.generic | enum.Enum | torch.dtype | type | None
+_SETTING |= types.FunctionType | types.BuiltinFunctionType | functools.partial
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether an attribute of a module can be compared, and does not change in training as an object may."""
+    is_config = dataclasses.is_dataclass(value) and not isinstance(value, nn.Module)
+    return (isinstance(value, _SETTING) or is_config) and not _made_by_torch(value)
+
+
+def _incomparable_in(model: nn.Module) -> list[str]:
+    """A line for each public attribute that may be a setting and is not compared, since it may be state as well."""
+    return [
+        f"model.modules.{name or 'all'}.{key} ({name_of(type(value))})"
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if not (key.startswith("_") or _is_setting(value) or isinstance(value, nn.Module))
+        and (isinstance(value, Tensor | numpy.ndarray) or is_own(type(value).__module__))
+    ]
+
+
 def _made_by_torch(value: Any) -> bool:
     """Whether `value` was made by a function of a library, as the forward pass is by torch.compile."""
     return isinstance(value, types.FunctionType) and "<locals>" in value.__qualname__ and not is_own(value.__module__)
@@ -431,13 +480,12 @@ def _made_by_torch(value: Any) -> bool:
 
 def _code(run: Run) -> dict[str, str]:
     """Checksums of the project's code in the parts of `run`; bytecode differs between versions of Python."""
-    batches = [part for part in (run.train_batches, run.test_batches) if part is not None]
-    data = [getattr(part, "dataset", None) for part in batches]
-    calls = [getattr(part, name, None) for part in batches for name in ("augment", "collate_fn", "sampler")]
-    calls += [getattr(part, name, None) for part in data for name in ("transform", "target_transform")]
-    parts = [*run.model.modules(), run.optimizer, run.scheduler, *batches, *data, *calls, *run.criteria.values()]
-    parts += getattr(run.scheduler, "lr_lambdas", [])
+    owners = [run.model, run.scheduler, run.train_batches, run.test_batches, *run.criteria.values()]
+    seen = {id(run.optimizer)}
+    parts = [run.optimizer, *(part for owner in owners for _, part in _reached_from(owner, "", seen))]
     things = [part if isinstance(part, types.FunctionType | type) else type(part) for part in parts]
+    classes = {name_of(thing) for thing in things if isinstance(thing, type)}
+    things = [thing for thing in things if name_of(thing).rpartition(".")[0] not in classes]  # they include methods
     return {"python": ".".join(platform.python_version_tuple()[:2])} | code_checksums(*things)
 
 

@@ -1,6 +1,6 @@
-"""Any data set as two tensors: images and labels in memory, with class names and statistics.
+"""Any dataset as two tensors: images and labels in memory, with class names and statistics.
 
-`as_tensors` converts any map-style data set to `ImageData`; `split` sets validation images aside, class by class.
+`as_tensors` converts any map-style dataset to `ImageData`; `split` sets validation images aside, class by class.
 """
 
 from __future__ import annotations
@@ -157,13 +157,14 @@ def _float_sums(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_tensors(dataset: Any, *, statistics_of: ImageData | None = None, source: str = "tensors") -> ImageData:
-    """Convert a map-style data set of (image, label) pairs to ImageData; return an ImageData as it is.
+    """Convert a map-style dataset of (image, label) pairs to ImageData; return an ImageData as it is.
 
     Images may be PIL images, arrays (H, W) or (H, W, C), or tensors (H, W) or (C, H, W), all of one size.
     uint8 stays uint8, floats become float32, PIL palettes become RGB, and transparent pixels are laid over white.
     Labels are whole numbers from 0. Class names come from `dataset.classes` if it has them. With
     `statistics_of=train` a test set carries the class names and the statistics of its training set.
-    Raises ValueError or TypeError, naming the index of the first image or label that does not fit.
+    Raises ValueError or TypeError, naming the index of the first image or label that does not fit; ValueError for
+    uint8 images with the statistics of floats that are not from 0 to 1.
     """
     if isinstance(dataset, ImageData):
         data = dataset
@@ -179,6 +180,7 @@ def as_tensors(dataset: Any, *, statistics_of: ImageData | None = None, source: 
             f"dataset: its classes are {data.classes}, those of statistics_of are {statistics_of.classes}; "
             "equal labels must mean equal classes, so give both sets the same list of classes"
         )
+    refuse_other_scale("dataset", data.images, statistics_of)
     return replace(data, mean=statistics_of.mean, std=statistics_of.std)
 
 
@@ -200,10 +202,10 @@ def _torchvision_tensors(dataset: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _stack(dataset: Any) -> tuple[Tensor, Tensor]:
-    """Ask a map-style data set for every pair, into one preallocated tensor each."""
+    """Ask a map-style dataset for every pair, into one preallocated tensor each."""
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise TypeError(
-            f"dataset: expected a map-style data set of (image, label), with len() and [index], found "
+            f"dataset: expected a map-style dataset of (image, label), with len() and [index], found "
             f"{type(dataset).__name__}; put a stream through a DataLoader, which the training takes as it is"
         )
     if len(dataset) == 0:
@@ -325,6 +327,21 @@ def statistics_on(device: torch.device, data: ImageData) -> tuple[Tensor, Tensor
     """Return the mean and std of `data` on `device`, (C, 1, 1) each."""
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (data.mean, data.std))
     return mean, std
+
+
+def on_unit_scale(images: Tensor) -> bool:
+    """Return whether `to_floats` gives values from 0 to 1."""
+    return images.dtype == torch.uint8 or bool(images.min() >= 0 and images.max() <= 1)
+
+
+def refuse_other_scale(name: str, images: Tensor, data: ImageData) -> None:
+    """Raise ValueError if `images` are uint8 and `data` are floats on another scale, so that its statistics mislead."""
+    if images.dtype == torch.uint8 and not on_unit_scale(data.images):
+        low, high = data.images.min().item(), data.images.max().item()
+        raise ValueError(
+            f"{name}: images are uint8, but those that the statistics come from are floats from {low:.3g} to "
+            f"{high:.3g}; bring the images to that scale first, with the transforms of the training images"
+        )
 
 
 def to_floats(images: Tensor) -> Tensor:

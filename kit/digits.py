@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIDE, BOX = 28, 20  # MNIST: the longer side of the ink is 20 px, its centre of mass the centre of 28 x 28
 WORK, COARSE = 176, 64  # px on the longer side: what a digit is worked out on, and what its background is
@@ -279,24 +284,32 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return weights(image.shape[0], height) @ image @ weights(image.shape[1], width).T
 
 
-def to_grey(image: Any) -> np.ndarray:
-    """Any kind of picture -> (H, W) float64 in 0..1; what is transparent is filled so that the ink stands out."""
+def read_picture(path: str | Path) -> Image.Image:
+    """Read a picture file, upright; ValueError, with its name, if it is no picture, damaged or too large."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    content = Path(path).expanduser().read_bytes()  # what fails from here on is the picture, not the disk
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            opened.load()
+        return ImageOps.exif_transpose(opened)
+    except UnidentifiedImageError:
+        raise ValueError(f"image {str(path)!r} is no picture that Pillow reads; save it as PNG or JPEG") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image {str(path)!r} is too large: {error}; scale it down first") from None
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise ValueError(f"image {str(path)!r} is damaged: {error}; save it again") from None
+
+
+def to_grey(image: Any) -> np.ndarray:
+    """Any kind of picture -> (H, W) float64 in 0..1; what is transparent is filled so that the ink stands out."""
+    from PIL import Image, ImageOps
+
     if isinstance(image, (str, Path)):
-        try:
-            with Image.open(Path(image).expanduser()) as opened:
-                try:
-                    opened.load()
-                except (OSError, SyntaxError) as error:
-                    raise ValueError(f"image {str(image)!r} is damaged: {error}; save it again") from None
-                return to_grey(ImageOps.exif_transpose(opened))
-        except UnidentifiedImageError:
-            raise ValueError(f"image {str(image)!r} is no picture that Pillow reads; save it as PNG or JPEG") from None
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"image {str(image)!r} is too large: {error}; scale it down first") from None
-    if isinstance(image, Image.Image):
+        image = read_picture(image)
+    elif isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)
+    if isinstance(image, Image.Image):
         if image.mode.startswith("I"):  # 16-bit grey
             image = np.asarray(image).astype(np.uint16)
         image = np.asarray(image if getattr(image, "mode", "F") == "F" else image.convert("RGBA"))

@@ -20,12 +20,14 @@ def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("export_onnx needs more packages: pip install -r requirements-extra.txt") from error
+    if len(input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in input_size):
+        raise ValueError(f"input_size is {input_size!r}; expected (C, H, W), whole numbers above 0")
     floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     example = torch.zeros(2, *input_size, device=device_of(model), dtype=next(floats, torch.float32))
     with eval_mode(model):
         try:
             model(example)
-        except RuntimeError as error:
+        except Exception as error:  # a network may refuse a size as it likes
             raise ValueError(f"model does not read images of input_size {input_size}: {error}") from error
         program = torch.onnx.export(
             model,

@@ -75,7 +75,7 @@ def epoch_line(history: History, epochs: int) -> str:
 class Tally:
     """Sums over the batches of an epoch, kept on their device until somebody reads them.
 
-    The accuracy is NaN unless every batch has logits (N, K) and whole-numbered labels (N,).
+    The accuracy is NaN unless every batch has logits (N, K) of at least two classes and whole-numbered labels (N,).
     """
 
     def __init__(self) -> None:
@@ -108,9 +108,9 @@ class Tally:
 
 
 def is_classification(logits: Tensor, labels: Tensor) -> bool:
-    """Return whether there is one row of logits (N, K) and one whole number (N,) for each image."""
+    """Return whether each image has a logit for each of at least two classes, (N, K), and a whole number, (N,)."""
     whole = not labels.is_floating_point() and not labels.is_complex()
-    return whole and logits.ndim == 2 and labels.shape == logits.shape[:1]
+    return whole and logits.ndim == 2 and logits.shape[1] > 1 and labels.shape == logits.shape[:1]
 
 
 def _metrics(sums: Tensor) -> Metrics:
@@ -147,7 +147,7 @@ def _refuse_unknown_classes(logits: Tensor, labels: Tensor, error: Exception) ->
     """Raise ValueError if labels without a logit explain `error`; -100 is what PyTorch's criteria leave out."""
     labels, count = labels.long(), logits.shape[1]
     labels = labels[labels != -100]
-    if not len(labels) or count == 1 or (labels.min() >= 0 and labels.max() < count):
+    if not len(labels) or (labels.min() >= 0 and labels.max() < count):
         return
     raise ValueError(
         f"labels go from {int(labels.min())} to {int(labels.max())}, but model returns {count} logits, for classes 0 "

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import torch
 from torch import Tensor, nn
 
-from kit.digits import to_grey
+from kit.digits import read_picture, to_grey
 from kit.runtime import device_of, eval_mode
 
 if TYPE_CHECKING:
@@ -347,7 +347,8 @@ def plot_prediction(picture: Any, image: Tensor, probabilities: Tensor, classes:
         axes.set(title=title, xticks=[], yticks=[])
     values = probabilities.detach().cpu().tolist()
     best = max(range(len(values)), key=values.__getitem__)
-    right.barh(list(classes), values, color=[BLUE if at == best else GREY for at in range(len(values))])
+    right.barh(range(len(values)), values, color=[BLUE if at == best else GREY for at in range(len(values))])
+    right.set_yticks(range(len(values)), classes)  # names may be equal
     right.set(xlim=(0, 1), xlabel="probability", title=f"read as {classes[best]}, {values[best]:.1%}")
     right.invert_yaxis()
     return figure
@@ -362,11 +363,12 @@ def _as_read(picture: Any) -> Any:
     from PIL import Image, ImageOps
 
     if isinstance(picture, (str, Path)):
-        with Image.open(Path(picture).expanduser()) as opened:
-            return _as_read(ImageOps.exif_transpose(opened))
-    if not isinstance(picture, Image.Image):
-        return numpy.asarray(picture)
-    picture = ImageOps.exif_transpose(picture)
+        picture = read_picture(picture)
+    elif isinstance(picture, Image.Image):
+        picture = ImageOps.exif_transpose(picture)
+    else:
+        picture = numpy.asarray(picture)
+        return picture / 65535 if picture.dtype == numpy.uint16 else picture
     if "A" in picture.getbands() or "transparency" in picture.info or picture.mode[0] in "IF":
         return numpy.repeat(to_grey(picture)[:, :, None], 3, axis=2)
     return numpy.asarray(picture.convert("RGB"))

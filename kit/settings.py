@@ -78,6 +78,14 @@ def positive_number(name: str, value: Any, most: float = math.inf) -> float:
     return float(value)
 
 
+def refuse_uncallable(name: str, value: Any, *, or_class: bool = False) -> None:
+    """Raise TypeError unless `value` can be called and, with `or_class` or not, is no class."""
+    if not callable(value):
+        raise TypeError(f"{name} is {value!r}; expected something to call")
+    if isinstance(value, type) and not or_class:
+        raise TypeError(f"{name} is the class {value.__name__}; expected an object of it: {value.__name__}()")
+
+
 def _is_finite(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -266,6 +266,18 @@ def test_published_results_are_sorted_and_linked(results):
     ]
 
 
+def test_files_of_a_single_run_or_of_none_do_no_harm(results):
+    put(results, "accuracy-net", "Net", [99.5])
+    put(results, "accuracy-nano", "Nano", [])
+    put_variants(results, "frontier", **{"4 / 6 / 8 8": (582, [98.1])})
+    put_published(results, (5000, 99.5))
+    assert cells(tables.accuracy_table())[2:] == [
+        ["`Net`", "1,234", "15", "1", "**99.50**", "99.50 – 99.50", "", "", "90.00"]
+    ]
+    assert [row[3] for row in cells(tables.frontier_table())[2:]] == ["**98.10**", "**99.50**"]
+    assert [entry["spread"] for entry in tables.field_entries()] == [None] * 4
+
+
 def test_the_ablation_is_judged_as_compare_does(results):
     def runs_of(name: str, *losses: float) -> list[dict]:
         same = {"variant": name, "parameters": 7, "seconds": [1.0], "test_accuracy": [99.5]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import itertools
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
@@ -387,6 +389,60 @@ def test_a_long_chain_of_objects_is_no_obstacle(tmp_path):
     assert len(history) == 1
 
 
+@dataclasses.dataclass
+class Config:
+    width: int = 1
+
+
+@pytest.mark.parametrize(
+    ("saved", "now"),
+    [
+        (Config(1), Config(2)),
+        (numpy.float32(1), numpy.float32(2)),
+        (functools.partial(F.leaky_relu, negative_slope=1), functools.partial(F.leaky_relu, negative_slope=2)),
+        (torch.tanh, torch.sigmoid),
+        (nn.BatchNorm2d, nn.InstanceNorm2d),
+    ],
+)
+def test_what_a_network_is_set_to_is_compared(tmp_path, saved, now):
+    def train(setting, **arguments):
+        net = nn.Linear(5, 2)
+        net.setting = setting
+        loader = DataLoader(Dataset(), 16)
+        fit(net, loader, loader, optimizer=OPTIMIZERS["sgd"](net), epochs=2, checkpoint=path, **arguments)
+
+    path = tmp_path / "net.pt"
+    train(saved, on_epoch=stop_after(1))
+    with pytest.raises(ValueError, match=r"model\.modules\.all\.setting"):
+        train(now)
+    train(saved)
+
+
+def test_a_tensor_that_a_network_keeps_is_named_and_may_change(tmp_path, recwarn):
+    net, loader = nn.Linear(5, 2), DataLoader(Dataset(), 16)
+    net.table = torch.zeros(2)
+    arguments = {"optimizer": OPTIMIZERS["sgd"](net), "epochs": 2, "checkpoint": tmp_path / "net.pt"}
+    fit(net, loader, loader, on_epoch=stop_after(1), **arguments)
+    net.table = torch.ones(2)
+    assert len(fit(net, loader, loader, **arguments)) == 2
+    (warning,) = recwarn  # the second has the same words
+    assert "model.modules.all.table (torch.Tensor)" in str(warning.message)
+
+
+def test_a_setting_that_training_changes_is_named_after_the_first_epoch(tmp_path):
+    class Ramp:
+        calls = 0
+
+        def __call__(self, images, generator):
+            self.calls += 1
+            return images
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(400, 10))
+    train, test = utils.Batches(small_data(), 16, augment=Ramp(), seed=0), utils.Batches(small_data(), 16)
+    with pytest.warns(UserWarning, match=r"not go on exactly.*\n  train_batches\.augment\.calls: was None, now 3$"):
+        fit(net, train, test, optimizer=OPTIMIZERS["sgd"](net), epochs=2, checkpoint=tmp_path / "net.pt")
+
+
 def test_what_cannot_be_compared_is_named_in_one_warning(tmp_path, recwarn):
     counter, pattern = itertools.count(), re.compile("a")
     augment = functools.partial(lambda images, generator, held: images, held=(counter, pattern))
@@ -418,10 +474,24 @@ class Network(torch.nn.Linear):
 class Loss(torch.nn.CrossEntropyLoss):
     def forward(self, logits, labels):
         return super().forward(LOSS * logits, labels)
+def brighter(images, factor):
+    return images * factor * BRIGHTER
+class Step:
+    def __call__(self, images):
+        return images * STEP
 class Augment:
+    def __init__(self):
+        self.steps = [functools.partial(brighter, factor=1), Step()]
     def __call__(self, images, generator):
         '''NOTE'''
+        for step in self.steps:
+            images = step(images)
         return images * AUGMENT
+def hook(values):
+    return HOOK * values
+class Measured:
+    def loss(self, logits, labels):
+        return METHOD * torch.nn.functional.cross_entropy(logits, labels)
 def rate(step):
     return SCHEDULE
 def schedule(optimizer):
@@ -432,14 +502,16 @@ def schedule(optimizer):
 def train_user_code(path, edited=None, **arguments):
     """A run by code of the user's own, in a module in which one number has been edited since."""
     user, code = {"__name__": "mine"}, USER_CODE
-    for word in ("HELPER", "NETWORK", "LOSS", "AUGMENT", "SCHEDULE", "NOTE"):
+    for word in ("HELPER", "NETWORK", "LOSS", "AUGMENT", "SCHEDULE", "NOTE", "BRIGHTER", "STEP", "HOOK", "METHOD"):
         code = code.replace(word, "2" if word == edited else "1")
     exec(code, user)
     utils.seed_everything(0)
     net = user["Network"](400, 10)
+    net.hook = user["hook"]
     batches = utils.Batches(small_data(), 16, augment=user["Augment"](), shuffle=True, seed=0)
     optimizer = OPTIMIZERS["sgd"](net)
     arguments |= {"optimizer": optimizer, "scheduler": user["schedule"](optimizer), "criterion": user["Loss"]()}
+    arguments |= {"test_criterion": user["Measured"]().loss}
     return fit(net, batches, batches, epochs=2, checkpoint=path, **arguments)
 
 
@@ -451,6 +523,10 @@ def train_user_code(path, edited=None, **arguments):
         ("LOSS", "mine.Loss"),
         ("AUGMENT", "mine.Augment"),
         ("SCHEDULE", "mine.rate"),
+        ("BRIGHTER", "mine.brighter"),
+        ("STEP", "mine.Step"),
+        ("HOOK", "mine.hook"),
+        ("METHOD", "mine.Measured"),
     ],
 )
 def test_code_that_was_edited_is_named_in_a_warning(tmp_path, edited, named):
@@ -834,6 +910,7 @@ def test_a_checkpoint_tells_what_the_images_were_normalised_with(tmp_path):
         "mean": list(data.mean),
         "std": list(data.std),
         "classes": list(data.classes),
+        "unit_scale": True,
     }
 
 

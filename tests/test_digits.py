@@ -424,7 +424,7 @@ def test_files_that_are_no_picture_are_refused(tmp_path):
         prepare_digit(tmp_path / "missing.png")
 
 
-@pytest.mark.parametrize("name", ["cut.png", "cut.jpg"])
+@pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "cut.webp"])
 def test_damaged_files_are_named(tmp_path, name):
     path = tmp_path / name
     Image.fromarray(drawing()).save(path)
@@ -432,6 +432,12 @@ def test_damaged_files_are_named(tmp_path, name):
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=rf"image '.*{name}' is damaged"):
         prepare_digit(path)
+
+
+def test_a_file_whose_exif_is_damaged_is_read_as_it_lies(tmp_path):
+    for name, exif in {"plain.jpg": b"", "odd.jpg": b"Exif\0\0XX no TIFF header"}.items():
+        Image.fromarray(drawing()).save(tmp_path / name, exif=exif)
+    assert torch.equal(prepare_digit(tmp_path / "odd.jpg"), prepare_digit(tmp_path / "plain.jpg"))
 
 
 def test_a_file_too_large_to_open_safely_is_refused(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -41,6 +42,30 @@ def test_regression_trains_and_its_accuracy_is_nan():
     history = fit(nn.Linear(5, 1), batches, criterion=nn.MSELoss(), epochs=20)
     assert history.test_loss[-1] < 0.1 * history.test_loss[0]
     assert all(map(math.isnan, history.train_accuracy + history.test_accuracy))
+
+
+def test_a_single_logit_trains_and_its_accuracy_is_nan():
+    def criterion(logits, labels):
+        return F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
+
+    history = fit(nn.Linear(5, 1), criterion=criterion, epochs=20)
+    assert history.test_loss[-1] < history.test_loss[0]
+    assert all(map(math.isnan, history.train_accuracy + history.test_accuracy))
+
+
+def test_a_criterion_that_learns_is_refused_in_several_processes(monkeypatch):
+    class Scaled(nn.CrossEntropyLoss):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+
+        def forward(self, logits, labels):
+            return super().forward(self.scale * logits, labels)
+
+    assert len(fit(nn.Linear(5, 2), criterion=Scaled())) == 2
+    monkeypatch.setattr(utils, "rank_and_world", lambda: (0, 2))
+    with pytest.raises(ValueError, match="criterion has weights of its own, which each of several processes"):
+        fit(nn.Linear(5, 2), criterion=Scaled())
 
 
 def test_segmentation_trains_and_its_accuracy_is_nan():

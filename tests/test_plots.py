@@ -260,6 +260,8 @@ def test_a_prediction_shows_the_picture_the_image_and_every_class(tmp_path, monk
     assert [round(bar.get_width(), 2) for bar in right.patches] == [0.1, 0.7, 0.2]
     assert [label.get_text() for label in right.get_yticklabels()] == list(WORDS)
     assert right.get_title(loc="left") == f"read as {WORDS[1]}, 70.0%"
+    twins = plots.plot_prediction(path, image, torch.tensor([0.1, 0.7, 0.2]), ["a", "a", "b"]).axes[2]
+    assert len({bar.get_y() for bar in twins.patches}) == 3
     with pytest.raises(ValueError, match=r"probabilities has shape \(1, 3\), expected \(3,\)"):
         plots.plot_prediction(path, image, torch.ones(1, 3) / 3, WORDS)
 

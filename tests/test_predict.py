@@ -69,7 +69,26 @@ def test_predict_leaves_the_images_as_they_are():
     before = images.clone()
     utils.predict(net, images, data=data)
     utils.predict(net, images)
+    utils.predict(nn.Sequential(nn.SiLU(inplace=True), *net), images)
     assert torch.equal(images, before)
+
+
+def test_uint8_images_are_refused_with_data_on_another_scale():
+    data, net = random_data(16), nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    for floats in (data.images.float(), (data.images / 255 - 0.5) / 0.3):
+        other = utils.ImageData(floats, data.labels)
+        with pytest.raises(ValueError, match="images are uint8, but those that the statistics come from are floats"):
+            utils.predict(net, data.images, data=other)
+        with pytest.raises(ValueError, match="dataset: images are uint8"):
+            utils.as_tensors(data, statistics_of=other)
+        assert utils.predict(net, floats, data=other).shape == (16, 10)
+
+
+@pytest.mark.parametrize("logits", [1, None])
+def test_predict_needs_a_logit_for_each_class(logits):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 1), *([nn.Flatten(0)] if logits is None else []))
+    with pytest.raises(ValueError, match=r"model returned \(16,( 1)?\)?.*; expected \(N, K\), a logit for each"):
+        utils.predict(net, random_data(16).images / 255)
 
 
 def test_predict_never_makes_floats_of_more_than_a_chunk():

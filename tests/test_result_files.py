@@ -144,6 +144,24 @@ def test_a_file_grows_by_variants_and_says_how_each_differs(tmp_path, data, caps
         measure(path, data, [1], dict([plain, ("other rate", (Nano, replace(RECIPE, lr=0.02)))]))
 
 
+def test_what_a_file_holds_is_said_and_what_was_not_asked_for_is_not_missed(tmp_path, data, capsys):
+    path, variants = tmp_path / "a.json", {"Nano": (Nano, RECIPE), "Mended": (Mended, RECIPE)}
+    measure(path, data, [1, 2], variants)
+    capsys.readouterr()
+    measure(path, data, [1], variants)
+    said = capsys.readouterr().out
+    assert "a.json holds all of these runs, so none is trained" in said and "missing" not in said
+
+
+def test_without_a_finished_run_no_file_is_written(tmp_path, data):
+    def broken():
+        return torch.nn.Sequential(Nano(), torch.nn.Flatten(), torch.nn.Linear(3, 3))
+
+    with pytest.raises(SystemExit, match="broken, seed 1, failed"):
+        measure(tmp_path / "a.json", data, [1], {"broken": (broken, RECIPE)})
+    assert not (tmp_path / "a.json").exists()
+
+
 def test_failed_runs_are_told_and_left_out(tmp_path, data):
     path = tmp_path / "ablation.json"
 

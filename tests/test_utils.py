@@ -9,7 +9,6 @@ import platform
 import re
 import subprocess
 import sys
-import typing
 from pathlib import Path
 
 import pytest
@@ -349,18 +348,24 @@ def test_a_full_gpu_is_answered_with_what_to_do(monkeypatch):
         utils.Batches(data, 2, device="cpu")
 
 
-def test_fit_tells_batches_and_samplers_which_epoch_it_is():
+@pytest.mark.parametrize("in_batch_sampler", [False, True])
+def test_fit_tells_batches_and_samplers_which_epoch_it_is(in_batch_sampler):
     class Sampler(torch.utils.data.SequentialSampler):
-        told: typing.ClassVar[list] = []
+        def __init__(self, data):
+            super().__init__(data)
+            self.told = []
 
         def set_epoch(self, epoch):
             self.told.append(epoch)
 
     data = torch.utils.data.TensorDataset(torch.rand(8, 3), torch.arange(8) % 2)
-    loader = torch.utils.data.DataLoader(data, 4, sampler=Sampler(data))
+    sampler = Sampler(data)
+    by_batch = {"batch_sampler": torch.utils.data.BatchSampler(sampler, 4, drop_last=False)}
+    given = by_batch if in_batch_sampler else {"sampler": sampler, "batch_size": 4}
+    loader = torch.utils.data.DataLoader(data, **given)
     net = torch.nn.Linear(3, 2)
     utils.fit(net, loader, loader, epochs=3, optimizer=torch.optim.SGD(net.parameters(), 0.1), verbose=False)
-    assert Sampler.told == [0, 1, 2]
+    assert sampler.told == [0, 1, 2]
 
 
 PAGE_FAULTS = """
