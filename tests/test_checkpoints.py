@@ -374,6 +374,7 @@ def test_another_first_rate_of_a_plateau_is_another_run(tmp_path):
         train(0.2, epochs=3)
 
 
+@pytest.mark.filterwarnings("ignore:checkpoint. whether these are still the same")
 def test_a_long_chain_of_objects_is_no_obstacle(tmp_path):
     class Link:
         def __init__(self, behind):
@@ -705,6 +706,7 @@ def unset():
 """
 
 
+@pytest.mark.filterwarnings("ignore:checkpoint. whether these are still the same")
 def test_objects_with_attributes_of_their_own_making_do_no_harm(tmp_path):
     class Answers:
         __slots__ = ()
@@ -998,6 +1000,7 @@ def test_weights_that_are_not_finite_after_an_epoch_keep_the_last_good_checkpoin
     assert utils.load_checkpoint(tmp_path / "net.pt")["model"]["weight"].isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:checkpoint. these changed during the first epoch")
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
     steps = []
 
