@@ -590,8 +590,7 @@ def _check_parameters(model: nn.Module, criterion: Criterion, optimizer: Optimiz
     own = {id(parameter) for parameter in model.parameters()}
     if rank_and_world()[1] > 1 and any(weight.requires_grad and id(weight) not in own for weight in learning):
         raise ValueError(
-            "criterion has weights of its own, which each of several processes would train apart; make it a part of "
-            "model, or train in one process"
+            "criterion has weights of its own, which each of several processes would train apart; train in one process"
         )
     own |= {id(parameter) for parameter in learning}
     if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):

@@ -79,7 +79,7 @@ def positive_number(name: str, value: Any, most: float = math.inf) -> float:
 
 
 def refuse_uncallable(name: str, value: Any, *, or_class: bool = False) -> None:
-    """Raise TypeError unless `value` can be called and, with `or_class` or not, is no class."""
+    """Raise TypeError unless `value` can be called; a class, which makes such objects, counts only with `or_class`."""
     if not callable(value):
         raise TypeError(f"{name} is {value!r}; expected something to call")
     if isinstance(value, type) and not or_class:
