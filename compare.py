@@ -152,7 +152,7 @@ def compare(
     variants: name -> what makes a network (a class, function or lambda, also one defined in a notebook cell), a
         Recipe, or a pair (maker, Recipe). The first is the baseline. A Recipe alone trains the baseline's network,
         or model.Net if the baseline is a Recipe as well; a maker alone is trained by `recipe`.
-    train, test: ImageData, or any data set that as_tensors takes. Choose on validation images, not on the test set:
+    train, test: ImageData, or any dataset that as_tensors takes. Choose on validation images, not on the test set:
         with a number n as `test`, each seed draws n images of `train` to judge on, by split(train, n, seed=seed), and
         trains on the others. All variants share them, and the differences do not hang on one choice of images.
     seeds: a number n, for seeds 0 to n - 1, or the seeds themselves. They are paired: one seed gives every variant

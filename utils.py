@@ -8,7 +8,7 @@
 
 Read it from top to bottom as the story of one training run: augment images, batch them, train and evaluate for an
 epoch, repeat (`fit`), all of it from one `Recipe` (`train_network`), predict. What stands behind lives in `kit/`:
-`data.py` (any data set as tensors), `idx.py` (MNIST and IDX files), `optim.py` (Muon and the schedule), `averaging.py`
+`data.py` (any dataset as tensors), `idx.py` (MNIST and IDX files), `optim.py` (Muon and the schedule), `averaging.py`
 (averaged weights), `checkpoints.py`, `runtime.py` (devices, seeds, processes), `plots.py`, `digits.py` (your own
 handwriting) and `export.py` (ONNX). Everything public is imported here, so `utils` is all that you need beside `model`.
 
@@ -588,12 +588,12 @@ def _check_parameters(model: nn.Module, criterion: Criterion, optimizer: Optimiz
     device_of(model)  # raises TypeError for no network
     learning = [*criterion.parameters()] if isinstance(criterion, nn.Module) else []  # a criterion may learn as well
     own = {id(parameter) for parameter in model.parameters()}
-    if rank_and_world()[1] > 1 and any(weight.requires_grad and id(weight) not in own for weight in learning):
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if rank_and_world()[1] > 1 and trained & {*map(id, learning)} - own:
         raise ValueError(
             "criterion has weights of its own, which each of several processes would train apart; train in one process"
         )
-    own |= {id(parameter) for parameter in learning}
-    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+    if not trained & (own | {*map(id, learning)}):
         raise ValueError(
             "optimizer holds no parameter of model, which it would leave as it is; make it from the parameters of "
             "this very network"
@@ -737,7 +737,7 @@ def train_network(
 def predict(model: nn.Module, images: Tensor, *, data: ImageData | None = None) -> Tensor:
     """Return class probabilities, on the CPU: images (N, C, H, W) -> (N, K), or one image (C, H, W) -> (K,).
 
-    With `data`, any part of the data set that `model` was trained on, images are normalised with its mean and std,
+    With `data`, any part of the dataset that `model` was trained on, images are normalised with its mean and std,
     exactly as `Batches` does: uint8 from 0 to 255, or floats on the scale of `data` (0 to 1 where `data` is uint8).
     Without `data`, images must be floats that are normalised already. Raises ValueError for other images and for a
     model with fewer than two logits, TypeError if images are no tensor.

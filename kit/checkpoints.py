@@ -91,24 +91,38 @@ class Run(NamedTuple):
 
 
 def save_run(run: Run, settings: dict[str, Any], path: str | Path) -> None:
-    """Save the state of `run`, with the random states of all processes; the first process writes the file.
-
-    After the first epoch a warning names settings that have changed since, which a resumed run would start with anew.
-    """
+    """Save the state of `run`, with the random states of all processes; the first process writes the file."""
     state = _snapshot(run) | {"settings": settings, "data": _statistics_of(run.train_batches)}
     from_first(lambda: save_checkpoint(path, state))
     if len(run.history) == 1:  # what cannot be read back must be known before the training goes on
         from_first(lambda: load_checkpoint(path) and None)
-        now = _described(run)
-        changed = differences({name: settings[name] for name in now}, now)
-        moved = [line for line in changed if ".initial_seed: " not in line]  # the state of a generator is saved
-        if moved and rank_and_world()[0] == 0:
-            warnings.warn(
-                "checkpoint: these changed during the first epoch and are not saved, so a run that is resumed does not "
-                "go on exactly; keep what counts in a buffer of the network (register_buffer), or leave checkpoint "
-                "out:\n  " + "\n  ".join(moved).replace(": saved ", ": was "),
-                stacklevel=3,
-            )
+        if rank_and_world()[0] == 0:
+            _warn_of_changes(run, settings)
+
+
+def _warn_of_changes(run: Run, settings: dict[str, Any]) -> None:
+    """Name what has changed since the start in the network, the batches and criteria, and is not saved with them."""
+    criteria = {name: criterion for name, criterion in run.criteria.items() if not isinstance(criterion, nn.Module)}
+    now: dict[str, Any] = {}
+    with contextlib.suppress(Exception):  # whatever training has put there, the run goes on
+        now = {
+            "model": _plain_model(run.model),
+            "train_batches": _plain_batches(run.train_batches),
+            "test_batches": _plain_batches(run.test_batches),
+            **as_plain(criteria, (run.model, run.optimizer)),
+        }
+    changed = differences({name: settings[name] for name in now}, now)
+    # The state of a generator is saved, and a frozen module may be in either mode between two epochs.
+    changed = [line for line in changed if ".initial_seed: " not in line and ".training: " not in line]
+    if changed:
+        shown = [line[:200].replace(": saved ", ": was ") for line in changed[:10]]
+        more = [f"and {len(changed) - 10} more"] if len(changed) > 10 else []
+        warnings.warn(
+            "checkpoint: these changed during the first epoch and are not saved, so a run that is resumed may not go "
+            "on exactly; keep what counts in a buffer of the network (register_buffer), or leave checkpoint out:\n  "
+            + "\n  ".join(shown + more),
+            stacklevel=4,
+        )
 
 
 def try_folder(path: str | Path) -> None:
@@ -393,7 +407,13 @@ def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
                 "DataLoader persistent_workers=False, or leave checkpoint out"
             )
     known = (run.model, run.optimizer)
-    described = _described(run) | {
+    settings |= {name: _untrained(criterion, known) for name, criterion in run.criteria.items()}
+    described = {
+        "model": _plain_model(run.model),
+        "optimizer": _plain_optimizer(run),
+        "scheduler": _plain_scheduler(run.scheduler, run.optimizer),
+        "train_batches": _plain_batches(run.train_batches),
+        "test_batches": _plain_batches(run.test_batches),
         "processes": rank_and_world()[1],
         "code": _code(run),
         **{name: as_plain(value, known) for name, value in settings.items()},
@@ -407,19 +427,6 @@ def describe_run(run: Run, **settings: Any) -> dict[str, Any]:
     return described
 
 
-def _described(run: Run) -> dict[str, Any]:
-    """The settings of the parts of `run`."""
-    known = (run.model, run.optimizer)
-    return {
-        "model": _plain_model(run.model),
-        "optimizer": _plain_optimizer(run),
-        "scheduler": _plain_scheduler(run.scheduler, run.optimizer),
-        "train_batches": _plain_batches(run.train_batches),
-        "test_batches": _plain_batches(run.test_batches),
-        **{name: as_plain(_untrained(criterion, known), known) for name, criterion in run.criteria.items()},
-    }
-
-
 def _untrained(criterion: Any, known: tuple[nn.Module, Optimizer]) -> Any:
     """A copy of a criterion without the values that training changes, or what is no module as it is."""
     if not isinstance(criterion, nn.Module):
@@ -428,11 +435,18 @@ def _untrained(criterion: Any, known: tuple[nn.Module, Optimizer]) -> Any:
     learning = {id(weight): weight for weight in criterion.parameters() if weight.requires_grad}
     moving = {id(buffer): buffer for buffer in model.buffers()}
     held = {*map(id, criterion.modules())} & {*map(id, model.modules())}
-    if not learning and not held:
+    kept = {id(value) for part in criterion.modules() for value in vars(part).values() if _is_computed(value)}
+    if not (learning or held or kept):
         return criterion
     copies: dict[int, Any] = {key: nn.Parameter(torch.zeros_like(weight)) for key, weight in learning.items()}
     copies |= {key: torch.zeros_like(buffer) for key, buffer in moving.items()}
+    copies |= dict.fromkeys(kept)
     return copy.deepcopy(criterion, copies | {id(model): nn.Module(), id(optimizer): optimizer})
+
+
+def _is_computed(value: Any) -> bool:
+    """Whether `value` is the result of a forward pass, such as a loss that a criterion keeps."""
+    return isinstance(value, Tensor) and not value.is_leaf
 
 
 def _plain_model(model: nn.Module) -> dict[str, Any]:
@@ -470,7 +484,13 @@ def _incomparable_in(model: nn.Module) -> list[str]:
         for key, value in vars(module).items()
         if not (key.startswith("_") or _is_setting(value) or isinstance(value, nn.Module))
         and (isinstance(value, Tensor | numpy.ndarray) or is_own(type(value).__module__))
+        and not _is_derived(module, key)
     ]
+
+
+def _is_derived(module: nn.Module, name: str) -> bool:
+    """Whether weight_norm, spectral_norm or pruning makes a tensor of `module` from parameters of a similar name."""
+    return any(hasattr(module, name + ending) for ending in ("_g", "_orig", "_mask"))
 
 
 def _made_by_torch(value: Any) -> bool:
@@ -484,8 +504,8 @@ def _code(run: Run) -> dict[str, str]:
     seen = {id(run.optimizer)}
     parts = [run.optimizer, *(part for owner in owners for _, part in _reached_from(owner, "", seen))]
     things = [part if isinstance(part, types.FunctionType | type) else type(part) for part in parts]
-    classes = {name_of(thing) for thing in things if isinstance(thing, type)}
-    things = [thing for thing in things if name_of(thing).rpartition(".")[0] not in classes]  # they include methods
+    in_classes = {name_of(method) for thing in things if isinstance(thing, type) for method in methods(thing)}
+    things = [thing for thing in things if name_of(thing) not in in_classes]  # their class is named
     return {"python": ".".join(platform.python_version_tuple()[:2])} | code_checksums(*things)
 
 
@@ -530,6 +550,9 @@ def _plain_batches(batches: Any) -> Any:
         sampler = getattr(batches, name)
         known = (dataset, batches.sampler)  # a batch sampler may hold the sampler
         described[name] = _plain_parts(sampler, getattr(sampler, "__dict__", {}), *known)
+    inner = getattr(batches.batch_sampler, "sampler", batches.sampler)
+    if inner is not batches.sampler:  # it came with the batch sampler, and its epoch moves too
+        described["batch_sampler"]["sampler"] = _plain_parts(inner, getattr(inner, "__dict__", {}), dataset)
     return described
 
 
@@ -542,7 +565,7 @@ def _plain_parts(owner: Any, attributes: dict[str, Any], *known: Any) -> dict[st
 
 
 def _plain_data(data: Any) -> Any:
-    """A fingerprint of a data set: of an `ImageData` its tensors and statistics, of any other all its attributes."""
+    """A fingerprint of a dataset: of an `ImageData` its tensors and statistics, of any other all its attributes."""
     if isinstance(data, ImageData):
         data = {name: getattr(data, name) for name in ("images", "labels", "classes", "mean", "std")}
     return as_plain(data)

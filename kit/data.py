@@ -330,8 +330,8 @@ def statistics_on(device: torch.device, data: ImageData) -> tuple[Tensor, Tensor
 
 
 def on_unit_scale(images: Tensor) -> bool:
-    """Return whether `to_floats` gives values from 0 to 1."""
-    return images.dtype == torch.uint8 or bool(images.min() >= 0 and images.max() <= 1)
+    """Return whether `to_floats` gives values from 0 to 1, or hardly beyond, as after a bicubic interpolation."""
+    return images.dtype == torch.uint8 or bool(images.min() >= -0.25 and images.max() <= 1.25)
 
 
 def refuse_other_scale(name: str, images: Tensor, data: ImageData) -> None:

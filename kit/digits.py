@@ -297,7 +297,7 @@ def read_picture(path: str | Path) -> Image.Image:
         raise ValueError(f"image {str(path)!r} is no picture that Pillow reads; save it as PNG or JPEG") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"image {str(path)!r} is too large: {error}; scale it down first") from None
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
+    except (OSError, RuntimeError, SyntaxError, ValueError, struct.error) as error:
         raise ValueError(f"image {str(path)!r} is damaged: {error}; save it again") from None
 
 

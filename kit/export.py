@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kit.runtime import device_of, eval_mode, write_atomically
+from kit.settings import whole_number
 
 
 def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, int] = (1, 28, 28)) -> None:
@@ -20,8 +21,9 @@ def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("export_onnx needs more packages: pip install -r requirements-extra.txt") from error
-    if len(input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in input_size):
-        raise ValueError(f"input_size is {input_size!r}; expected (C, H, W), whole numbers above 0")
+    if len(input_size) != 3:
+        raise ValueError(f"input_size is {input_size!r}; expected (C, H, W)")
+    input_size = tuple(whole_number("input_size", side) for side in input_size)  # type: ignore[assignment]
     floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     example = torch.zeros(2, *input_size, device=device_of(model), dtype=next(floats, torch.float32))
     with eval_mode(model):

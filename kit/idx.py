@@ -1,6 +1,6 @@
 """IDX files, the format of MNIST and its relatives, and the kit's own copy of MNIST.
 
-`load_mnist` needs no network: the four files are packed in `kit/mnist/`. `load_idx` reads any other data set in the
+`load_mnist` needs no network: the four files are packed in `kit/mnist/`. `load_idx` reads any other dataset in the
 same format, such as Fashion-MNIST or KMNIST.
 """
 

@@ -307,7 +307,9 @@ def _plain_object(value: Any, plain: Any) -> dict[str, Any]:
     if isinstance(value, random.Random):  # what it has drawn says nothing about its seed
         return described | {NOT_COMPARED: True}
     if dataclasses.is_dataclass(value):
-        attributes = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        attributes = {
+            field.name: getattr(value, field.name) for field in dataclasses.fields(value) if hasattr(value, field.name)
+        }
     elif isinstance(value, nn.Module):
         public = {key: item for key, item in vars(value).items() if not key.startswith("_")}
         attributes = public | dict(value.state_dict()) | dict(value.named_children())

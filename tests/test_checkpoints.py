@@ -19,7 +19,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.nn.utils import prune
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, TensorDataset
 
 import model
 import utils
@@ -440,8 +441,58 @@ def test_a_setting_that_training_changes_is_named_after_the_first_epoch(tmp_path
 
     net = nn.Sequential(nn.Flatten(), nn.Linear(400, 10))
     train, test = utils.Batches(small_data(), 16, augment=Ramp(), seed=0), utils.Batches(small_data(), 16)
-    with pytest.warns(UserWarning, match=r"not go on exactly.*\n  train_batches\.augment\.calls: was None, now 3$"):
+    with pytest.warns(UserWarning, match=r"may not go on exactly.*\n  train_batches\.augment\.calls: was None, now 3$"):
         fit(net, train, test, optimizer=OPTIMIZERS["sgd"](net), epochs=2, checkpoint=tmp_path / "net.pt")
+
+
+class Counting(nn.CrossEntropyLoss):
+    """A criterion with weights, a buffer that moves, and its last loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, logits, labels):
+        self.calls += 1
+        self.last = super().forward(self.scale * logits, labels)
+        return self.last
+
+
+def test_state_that_is_saved_or_derived_brings_no_warning(tmp_path, recwarn):
+    def slower(history):
+        optimizer.param_groups[0]["lr"] /= 2
+        net.eval()
+
+    net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    net[1].eval()
+    prune.l1_unstructured(net[0], "weight", 0.2)
+    criterion = Counting()
+    optimizer = OPTIMIZERS["sgd"](nn.ModuleList([net, criterion]))
+    loader = DataLoader(Dataset(), batch_sampler=BatchSampler(DistributedSampler(Dataset(), 1, 0), 16, False))
+    arguments = {"optimizer": optimizer, "criterion": criterion, "test_criterion": F.cross_entropy, "epochs": 3}
+    arguments |= {"checkpoint": tmp_path / "net.pt"}
+    fit(net, loader, loader, on_epoch=lambda history: (slower(history), stop_after(2)(history)), **arguments)
+    assert not recwarn.list
+    with pytest.raises(ValueError, match=r"optimizer\.groups\[0\]\.lr") as refused:  # set by hand, so it is named
+        fit(net, loader, loader, **arguments)
+    assert "sampler" not in str(refused.value)
+
+
+def test_of_many_changes_ten_are_named(tmp_path):
+    class Caching(Dataset):
+        def __init__(self):
+            super().__init__()
+            self.kept = {}
+
+        def __getitem__(self, index):
+            self.kept[index] = index
+            return super().__getitem__(index)
+
+    net, loader = nn.Linear(5, 2), DataLoader(Caching(), 16)
+    with pytest.warns(UserWarning, match="may not go on exactly") as said:
+        fit(net, loader, loader, optimizer=OPTIMIZERS["sgd"](net), epochs=1, checkpoint=tmp_path / "net.pt")
+    assert len(said) == 1 and str(said[0].message).endswith("\n  and 118 more")
 
 
 def test_what_cannot_be_compared_is_named_in_one_warning(tmp_path, recwarn):
@@ -481,8 +532,11 @@ class Step:
     def __call__(self, images):
         return images * STEP
 class Augment:
+    class Last:
+        def __call__(self, images):
+            return images * NESTED
     def __init__(self):
-        self.steps = [functools.partial(brighter, factor=1), Step()]
+        self.steps = [functools.partial(brighter, factor=1), Step(), self.Last()]
     def __call__(self, images, generator):
         '''NOTE'''
         for step in self.steps:
@@ -503,7 +557,19 @@ def schedule(optimizer):
 def train_user_code(path, edited=None, **arguments):
     """A run by code of the user's own, in a module in which one number has been edited since."""
     user, code = {"__name__": "mine"}, USER_CODE
-    for word in ("HELPER", "NETWORK", "LOSS", "AUGMENT", "SCHEDULE", "NOTE", "BRIGHTER", "STEP", "HOOK", "METHOD"):
+    for word in (
+        "HELPER",
+        "NETWORK",
+        "LOSS",
+        "AUGMENT",
+        "SCHEDULE",
+        "NOTE",
+        "BRIGHTER",
+        "STEP",
+        "HOOK",
+        "METHOD",
+        "NESTED",
+    ):
         code = code.replace(word, "2" if word == edited else "1")
     exec(code, user)
     utils.seed_everything(0)
@@ -528,6 +594,7 @@ def train_user_code(path, edited=None, **arguments):
         ("STEP", "mine.Step"),
         ("HOOK", "mine.hook"),
         ("METHOD", "mine.Measured"),
+        ("NESTED", "mine.Augment.Last"),
     ],
 )
 def test_code_that_was_edited_is_named_in_a_warning(tmp_path, edited, named):

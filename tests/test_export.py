@@ -44,7 +44,7 @@ def test_a_size_that_the_network_does_not_read_is_named(tmp_path):
     pytest.importorskip("onnxscript", reason=extra)
     with pytest.raises(ValueError, match=r"does not read images of input_size \(1, 28, 28\).*3 channels"):
         utils.export_onnx(model.Net(in_channels=3), tmp_path / "net.onnx")
-    with pytest.raises(ValueError, match=r"input_size is \(1, -1, 28\); expected \(C, H, W\), whole numbers above 0"):
+    with pytest.raises(ValueError, match="input_size is -1; expected a whole number of at least 1"):
         utils.export_onnx(model.Net(), tmp_path / "net.onnx", (1, -1, 28))
 
 

@@ -62,10 +62,16 @@ def test_a_criterion_that_learns_is_refused_in_several_processes(monkeypatch):
         def forward(self, logits, labels):
             return super().forward(self.scale * logits, labels)
 
-    assert len(fit(nn.Linear(5, 2), criterion=Scaled())) == 2
+    def train(learning):
+        net, criterion = nn.Linear(5, 2), Scaled()
+        weights = [*net.parameters(), *(criterion.parameters() if learning else [])]
+        return utils._check_parameters(net, criterion, torch.optim.SGD(weights, lr=0.1))
+
+    train(True)
     monkeypatch.setattr(utils, "rank_and_world", lambda: (0, 2))
+    train(False)
     with pytest.raises(ValueError, match="criterion has weights of its own, which each of several processes"):
-        fit(nn.Linear(5, 2), criterion=Scaled())
+        train(True)
 
 
 def test_segmentation_trains_and_its_accuracy_is_nan():

@@ -82,6 +82,8 @@ def test_uint8_images_are_refused_with_data_on_another_scale():
         with pytest.raises(ValueError, match="dataset: images are uint8"):
             utils.as_tensors(data, statistics_of=other)
         assert utils.predict(net, floats, data=other).shape == (16, 10)
+    overshooting = utils.ImageData((data.images / 255 - 0.5) * 1.2 + 0.5, data.labels)  # as bicubic interpolation does
+    assert utils.predict(net, data.images, data=overshooting).shape == (16, 10)
 
 
 @pytest.mark.parametrize("logits", [1, None])
