@@ -557,7 +557,19 @@ def schedule(optimizer):
 def train_user_code(path, edited=None, **arguments):
     """A run by code of the user's own, in a module in which one number has been edited since."""
     user, code = {"__name__": "mine"}, USER_CODE
-    for word in "HELPER NETWORK LOSS AUGMENT SCHEDULE NOTE BRIGHTER STEP HOOK METHOD NESTED".split():
+    for word in [
+        "HELPER",
+        "NETWORK",
+        "LOSS",
+        "AUGMENT",
+        "SCHEDULE",
+        "NOTE",
+        "BRIGHTER",
+        "STEP",
+        "HOOK",
+        "METHOD",
+        "NESTED",
+    ]:
         code = code.replace(word, "2" if word == edited else "1")
     exec(code, user)
     utils.seed_everything(0)
