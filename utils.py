@@ -586,14 +586,14 @@ def fit(
 def _check_parameters(model: nn.Module, criterion: Criterion, optimizer: Optimizer) -> None:
     """Raise ValueError if `optimizer` would train another network alone, or `criterion` apart in each process."""
     device_of(model)  # raises TypeError for no network
-    learning = [*criterion.parameters()] if isinstance(criterion, nn.Module) else []  # a criterion may learn as well
-    own = {id(parameter) for parameter in model.parameters()}
+    own = {*map(id, model.parameters())}
+    other = {*map(id, criterion.parameters())} - own if isinstance(criterion, nn.Module) else set()
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if rank_and_world()[1] > 1 and trained & {*map(id, learning)} - own:
+    if rank_and_world()[1] > 1 and trained & other:
         raise ValueError(
             "criterion has weights of its own, which each of several processes would train apart; train in one process"
         )
-    if not trained & (own | {*map(id, learning)}):
+    if not trained & (own | other):  # a criterion may learn as well
         raise ValueError(
             "optimizer holds no parameter of model, which it would leave as it is; make it from the parameters of "
             "this very network"
@@ -753,10 +753,10 @@ def predict(model: nn.Module, images: Tensor, *, data: ImageData | None = None) 
     if images.dtype == torch.uint8 and data is None:
         raise ValueError("images are uint8 and data is None; give data=train, whose statistics normalise them")
     if data is not None:
+        if images.shape[-3] != len(data.mean):
+            found = f"images have the shape {tuple(images.shape)}, {images.shape[-3]} channels"
+            raise ValueError(f"{found}; expected {len(data.mean)} as in data; grey images (N, H, W) need unsqueeze(1)")
         refuse_other_scale("images", images, data)
-    if data is not None and images.shape[-3] != len(data.mean):
-        found = f"images have the shape {tuple(images.shape)}, {images.shape[-3]} channels"
-        raise ValueError(f"{found}; expected {len(data.mean)} as in data; grey images (N, H, W) need unsqueeze(1)")
     device, probabilities = device_of(model), []
     statistics = None if data is None else statistics_on(device, data)
     with eval_mode(model), torch.no_grad():

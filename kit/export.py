@@ -23,9 +23,9 @@ def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, 
         raise ImportError("export_onnx needs more packages: pip install -r requirements-extra.txt") from error
     if len(input_size) != 3:
         raise ValueError(f"input_size is {input_size!r}; expected (C, H, W)")
-    input_size = tuple(whole_number("input_size", side) for side in input_size)  # type: ignore[assignment]
+    sides = [whole_number("input_size", side) for side in input_size]
     floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
-    example = torch.zeros(2, *input_size, device=device_of(model), dtype=next(floats, torch.float32))
+    example = torch.zeros(2, *sides, device=device_of(model), dtype=next(floats, torch.float32))
     with eval_mode(model):
         try:
             model(example)
